@@ -1,0 +1,44 @@
+"""Colour of every superpixel: mean RGB, and mean and spread of the two stains."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+CHANNELS = 7
+# Rows: optical density of haematoxylin, eosin and DAB (Ruifrok & Johnston, 2001).
+STAINS = ((0.65, 0.70, 0.29), (0.07, 0.99, 0.11), (0.27, 0.57, 0.78))
+
+
+def optical_density(rgb: Tensor) -> Tensor:
+    """Beer-Lambert optical density (base 10) of 8-bit intensities; shape unchanged, float32."""
+    return -torch.log10((rgb.float() + 1) / 256)
+
+
+def stain_density(rgb: Tensor) -> Tensor:
+    """Haematoxylin and eosin density: (batch, 3, height, width) RGB to (batch, 2, height, width)."""
+    stains = F.normalize(torch.tensor(STAINS, device=rgb.device), dim=1)
+    unmix = torch.linalg.inv(stains)[:, :2]
+    return torch.einsum("bchw,cs->bshw", optical_density(rgb), unmix)
+
+
+def colour(rgb: Tensor, stride: int) -> Tensor:
+    """Seven colour channels per superpixel.
+
+    Parameters
+    ----------
+    rgb
+        (batch, 3, height, width), values 0 to 255, sides multiples of `stride`.
+    stride
+        Side of a superpixel in pixels.
+
+    Returns
+    -------
+    (batch, 7, height / stride, width / stride): mean R, G, B (0 to 1), mean haematoxylin and eosin density, their
+    standard deviations.
+    """
+    stains = stain_density(rgb)
+    mean = F.avg_pool2d(stains, stride)
+    variance = F.avg_pool2d(stains**2, stride) - mean**2
+    return torch.cat([F.avg_pool2d(rgb.float() / 255, stride), mean, variance.clamp_min(0).sqrt()], dim=1)

@@ -1,0 +1,189 @@
+"""The fitted model and its folder: weights as safetensors, all else as JSON, never a pickle."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from safetensors.numpy import load_file, save_file
+from torch import from_numpy
+
+from pixel2gene.core.ensemble import Architecture, Ensemble
+from pixel2gene.core.regression import History, Recipe
+
+FORMAT = 1
+WEIGHTS, CARD = "weights.safetensors", "model.json"
+
+
+@dataclass(frozen=True)
+class TrainingSlide:
+    """A slide that a model was trained on, so that what was held out of each member can be told.
+
+    Attributes
+    ----------
+    fingerprint
+        Of its H&E.
+    name
+        Under which it was given.
+    depth
+        Mean counts per tissue superpixel in relation to the mean over the training slides.
+    fold, side
+        Fold of every block of superpixels (-1: no unit), and the side of a block.
+    """
+
+    fingerprint: str
+    name: str
+    depth: float
+    fold: NDArray[np.int8]
+    side: int
+
+
+@dataclass(frozen=True)
+class Model:
+    """A fitted model: reads expected counts per superpixel off an embedding.
+
+    Attributes
+    ----------
+    genes
+        In the order of the outputs.
+    encoder
+        Of the embedding that it reads: name, channels, mpp, superpixel side in µm, licence and hash of the weights.
+    inputs
+        Keys under which image and counts were found in the training slides.
+    recipe
+        How it was trained.
+    network
+        Ensemble with one member per fold.
+    slides
+        What it was trained on.
+    scores
+        Held-out scores per gene, see `pixel2gene.tl.evaluate`.
+    history
+        Held-out deviance during training.
+    version
+        Of pixel2gene.
+    """
+
+    genes: list[str]
+    encoder: dict[str, Any]
+    inputs: dict[str, str | None]
+    recipe: Recipe
+    network: Ensemble
+    slides: list[TrainingSlide]
+    scores: pd.DataFrame
+    history: History
+    version: str
+
+    def __repr__(self) -> str:
+        r = self.scores["pearson"].mean()
+        slides = ", ".join(slide.name for slide in self.slides)
+        return (
+            f"Model of {len(self.genes)} genes on {self.encoder['name']} embeddings, {self.recipe.folds} folds, "
+            f"trained on {slides}; mean held-out Pearson {r:.3f}"
+        )
+
+    def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+        """Write the model to a folder.
+
+        Parameters
+        ----------
+        path
+            Folder to make, such as ``"model.p2g"``.
+        overwrite
+            Replace a model that is there.
+
+        Raises
+        ------
+        FileExistsError
+            If the path exists and `overwrite` is false, or if it is no model.
+        """
+        path = Path(path)
+        if path.exists() and not (overwrite and (path / CARD).exists()):
+            reason = "it is no model" if overwrite else "pass overwrite=True to replace it"
+            raise FileExistsError(f"{path} exists: {reason}.")
+        # Written aside and renamed, so that a crash leaves no half a model.
+        aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+        aside.mkdir(parents=True)
+        try:
+            save_file(self._tensors(), aside / WEIGHTS)
+            (aside / CARD).write_text(json.dumps(self._card(), indent=1))
+            if path.exists():
+                shutil.rmtree(path)
+            os.rename(aside, path)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Model:
+        """Read a model from the folder that `save` wrote.
+
+        Raises
+        ------
+        FileNotFoundError
+            If there is no model at the path.
+        ValueError
+            If its files are damaged, or of a newer format.
+        """
+        path = Path(path)
+        if not (path / CARD).is_file() or not (path / WEIGHTS).is_file():
+            raise FileNotFoundError(f"No model at {path}: a folder with {CARD} and {WEIGHTS} is expected.")
+        try:
+            card = json.loads((path / CARD).read_text())
+            if card["format"] != FORMAT:
+                raise ValueError(f"it has format {card['format']}, this version of pixel2gene reads {FORMAT}")
+            tensors = load_file(path / WEIGHTS)
+            network = Ensemble(Architecture(**{**card["architecture"], "hidden": tuple(card["architecture"]["hidden"])}))
+            network.load_state_dict(
+                {name[8:]: from_numpy(value) for name, value in tensors.items() if name.startswith("network.")}
+            )
+            if network.architecture.genes != len(card["genes"]):
+                raise ValueError(f"it has {len(card['genes'])} genes but {network.architecture.genes} outputs")
+            recipe = {key: tuple(value) if isinstance(value, list) else value for key, value in card["recipe"].items()}
+            return cls(
+                genes=card["genes"],
+                encoder=card["encoder"],
+                inputs=card["inputs"],
+                recipe=Recipe(**recipe),
+                network=network.eval(),
+                slides=[
+                    TrainingSlide(**slide, fold=tensors[f"fold.{i}"]) for i, slide in enumerate(card["slides"])
+                ],
+                scores=pd.DataFrame(card["scores"], index=pd.Index(card["genes"], name="gene"), dtype=float),
+                history=History(**card["history"]),
+                version=card["version"],
+            )
+        except (KeyError, TypeError, ValueError, RuntimeError, UnicodeDecodeError) as error:
+            raise ValueError(f"The model at {path} cannot be read: {error}.") from error
+
+    def _tensors(self) -> dict[str, NDArray[Any]]:
+        weights = {f"network.{name}": value.cpu().numpy() for name, value in self.network.state_dict().items()}
+        return weights | {f"fold.{i}": slide.fold for i, slide in enumerate(self.slides)}
+
+    def _card(self) -> dict[str, Any]:
+        return {
+            "format": FORMAT,
+            "version": self.version,
+            "genes": self.genes,
+            "encoder": self.encoder,
+            "inputs": self.inputs,
+            "recipe": dataclasses.asdict(self.recipe),
+            "architecture": dataclasses.asdict(self.network.architecture),
+            "slides": [
+                {"fingerprint": s.fingerprint, "name": s.name, "depth": s.depth, "side": s.side} for s in self.slides
+            ],
+            "history": dataclasses.asdict(self.history),
+            # NaN is no JSON.
+            "scores": {
+                name: [None if np.isnan(value) else float(value) for value in column]
+                for name, column in self.scores.items()
+            },
+        }

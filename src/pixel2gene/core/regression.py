@@ -1,0 +1,386 @@
+"""Count regression through the overlap matrix: Poisson likelihood, log link, all folds trained together."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.sparse import csr_array
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from pixel2gene.core.ensemble import Architecture, Ensemble
+
+# Superpixels per forward pass where nothing is trained.
+SCORING_SUPERPIXELS = 16_384
+CHECK_SUPERPIXELS = 32
+EMPTY_GENE_COUNTS = 0.5
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How an ensemble is trained; recorded with the model.
+
+    Attributes
+    ----------
+    folds
+        Spatial folds, and so members.
+    library_size
+        Whether each unit's total is taken as given.
+    hidden
+        Units of the hidden layers.
+    dropout, input_dropout
+        Share of hidden units, and of embedding channels, left out at each step.
+    learning_rate, weight_decay
+        Of AdamW.
+    warmup
+        Steps until the learning rate is reached.
+    batch
+        Superpixels per step, about.
+    superpixels_per_unit
+        Of larger units (spots) this many superpixels are drawn anew at each step.
+    averaging
+        Decay of the moving average of the weights, which is the model.
+    check_steps
+        Fewest and most steps between two looks at the held-out deviance; a pass through the units where between.
+    check_units
+        Units looked at, at most.
+    patience
+        Looks without a new best after which training stops.
+    max_checks
+        Looks after which it stops anyway.
+    """
+
+    folds: int = 5
+    library_size: bool = False
+    hidden: tuple[int, ...] = (256, 256)
+    dropout: float = 0.2
+    input_dropout: float = 0.2
+    learning_rate: float = 2e-3
+    weight_decay: float = 0.05
+    warmup: int = 20
+    batch: int = 512
+    superpixels_per_unit: int = 12
+    averaging: float = 0.98
+    check_steps: tuple[int, int] = (10, 50)
+    check_units: int = 20_000
+    patience: int = 5
+    max_checks: int = 200
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What was measured, in the terms of the model: counts ~ Poisson(depth * overlap @ rate(features)).
+
+    Attributes
+    ----------
+    features
+        (superpixels, channels) embedding.
+    overlap
+        (units, superpixels) overlapping area as a share of a superpixel.
+    counts
+        (units, genes).
+    depth
+        (units,) relative sequencing depth.
+    fold
+        (units,) the fold in which a unit is held out; -1 for units that no member saw.
+    patch
+        (units,) units of the same patch lie together, share superpixels, and are trained on together.
+    """
+
+    features: NDArray[np.floating]
+    overlap: csr_array
+    counts: csr_array
+    depth: NDArray[np.float32]
+    fold: NDArray[np.int8]
+    patch: NDArray[np.int64]
+
+
+@dataclass
+class History:
+    """Held-out deviance per unit, genes weighted by the inverse of their mean, at each look.
+
+    Attributes
+    ----------
+    step
+        Steps of training so far.
+    deviance
+        Mean over the units, each predicted by the member that did not see it.
+    """
+
+    step: list[int] = field(default_factory=list)
+    deviance: list[float] = field(default_factory=list)
+
+    @property
+    def best(self) -> int:
+        """Position of the lowest deviance."""
+        return int(np.argmin(self.deviance))
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some units with the superpixels that they need, as tensors."""
+
+    features: Tensor
+    overlap: Tensor
+    counts: Tensor
+    depth: Tensor
+
+
+def fit_ensemble(
+    data: Measurement, recipe: Recipe, device: torch.device, seed: int, progress: bool
+) -> tuple[Ensemble, History]:
+    """Train one member per fold on the units outside that fold, all members at once.
+
+    The loss is the Poisson negative log-likelihood with each gene weighted by the inverse of its mean. The model is
+    a moving average of the weights, as it was when the held-out units were predicted best.
+
+    Parameters
+    ----------
+    data
+        Measured units, `fold` within 0 to ``recipe.folds - 1``.
+    recipe
+        How to train.
+    device
+        Where to compute.
+    seed
+        Of the weights, the batches and the dropout.
+    progress
+        Show a progress bar.
+    """
+    rng = np.random.default_rng(seed)
+    weight = gene_weights(data).to(device)
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        network = _initial(data, recipe).to(device)
+        average = copy.deepcopy(network).eval()
+        optimiser = torch.optim.AdamW(
+            network.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay
+        )
+        warmup = torch.optim.lr_scheduler.LinearLR(optimiser, 1 / recipe.warmup, 1, recipe.warmup)
+        history, best = History(), copy.deepcopy(average)
+        patches, load = _patches(data, recipe)
+        batches = _batches(patches, load, recipe.batch, rng)
+        every = int(np.clip(load.sum() // recipe.batch, *recipe.check_steps))
+        looked_at = _some_units(data, recipe, rng)
+        with tqdm(total=recipe.max_checks, desc="fit", disable=not progress, leave=False) as bar:
+            while len(history.step) < recipe.max_checks:
+                for units in itertools.islice(batches, every):
+                    overlap = thin_rows(data.overlap[units], recipe.superpixels_per_unit, rng)
+                    batch = make_batch(data, units, device, overlap)
+                    _step(network, average, optimiser, batch, data.fold[units], weight, recipe)
+                    warmup.step()
+                history.step.append(every * (len(history.step) + 1))
+                history.deviance.append(held_out_deviance(average, looked_at, weight, device))
+                bar.set_postfix(held_out_deviance=f"{history.deviance[-1]:.4f}")
+                bar.update()
+                if history.best == len(history.step) - 1:
+                    best.load_state_dict(average.state_dict())
+                elif len(history.step) - 1 - history.best >= recipe.patience:
+                    break
+    return best, history
+
+
+def gene_weights(data: Measurement) -> Tensor:
+    """(genes,) inverse of the mean count, scaled so that the weighted mean counts sum to 1."""
+    mean = (np.asarray(data.counts.sum(axis=0)).ravel() + EMPTY_GENE_COUNTS) / data.counts.shape[0]
+    return torch.from_numpy(1 / mean / len(mean)).float()
+
+
+def held_out_deviance(network: Ensemble, data: Measurement, weight: Tensor, device: torch.device) -> float:
+    """Weighted Poisson deviance per unit, each unit predicted by the member that did not see it."""
+    total = 0.0
+    for units, mean in predict_units(network, data, device, held_out=True):
+        counts = torch.from_numpy(data.counts[units].toarray()).to(device)
+        total += float((deviance(torch.from_numpy(mean).to(device), counts) * weight).sum())
+    return total / data.counts.shape[0]
+
+
+def predict_units(
+    network: Ensemble, data: Measurement, device: torch.device, *, held_out: bool
+) -> Iterator[tuple[NDArray[np.intp], NDArray[np.float32]]]:
+    """Expected counts of the measured units, some at a time.
+
+    Parameters
+    ----------
+    network
+        Trained ensemble.
+    data
+        Measured units.
+    device
+        Where to compute.
+    held_out
+        Predict each unit by the member that did not see its fold, and units of no fold by all; otherwise predict by
+        the mean over all members.
+
+    Yields
+    ------
+    Positions of units, and their (units, genes) expected counts.
+    """
+    folds = np.unique(data.fold) if held_out else [-1]
+    for fold in folds:
+        members = slice(fold, fold + 1) if fold >= 0 else slice(None)
+        chosen = np.flatnonzero(data.fold == fold) if held_out else np.arange(len(data.fold))
+        for units in _pieces(data.overlap, chosen):
+            with torch.inference_mode():
+                mean = expected(network, make_batch(data, units, device, data.overlap[units]), members).mean(dim=0)
+            yield units, mean.cpu().numpy()
+
+
+def predict_rates(
+    network: Ensemble,
+    features: NDArray[np.floating],
+    genes: NDArray[np.intp],
+    device: torch.device,
+    members: slice = slice(None),
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Mean and standard deviation over the members of the (superpixels, genes) expected counts per superpixel."""
+    mean = np.empty((len(features), len(genes)), np.float32)
+    sd = np.empty_like(mean)
+    chosen = torch.from_numpy(genes).to(device)
+    with torch.inference_mode():
+        for start in range(0, len(features), SCORING_SUPERPIXELS):
+            rows = slice(start, start + SCORING_SUPERPIXELS)
+            rate = network(torch.from_numpy(features[rows]).to(device), members, chosen).exp()
+            mean[rows] = rate.mean(dim=0).cpu().numpy()
+            sd[rows] = rate.std(dim=0, correction=0).cpu().numpy()
+    return mean, sd
+
+
+def make_batch(data: Measurement, units: NDArray[np.integer], device: torch.device, overlap: csr_array) -> Batch:
+    """Gather `units`, with their rows of the overlap matrix given, on the device."""
+    superpixels, columns = np.unique(overlap.indices, return_inverse=True)
+    rows = np.repeat(np.arange(len(units)), np.diff(overlap.indptr))
+    sparse = torch.sparse_coo_tensor(
+        torch.from_numpy(np.stack([rows, columns])),
+        torch.from_numpy(overlap.data.astype(np.float32)),
+        (len(units), len(superpixels)),
+        check_invariants=False,
+    )
+    return Batch(
+        torch.from_numpy(data.features[superpixels]).to(device),
+        sparse.to(device),
+        torch.from_numpy(data.counts[units].toarray().astype(np.float32)).to(device),
+        torch.from_numpy(data.depth[units]).to(device),
+    )
+
+
+def expected(network: Ensemble, batch: Batch, members: slice = slice(None)) -> Tensor:
+    """(members, units, genes) expected counts: depth * overlap @ rate."""
+    rate = network(batch.features, members).exp()
+    count, superpixels, genes = rate.shape
+    flat = rate.permute(1, 0, 2).reshape(superpixels, count * genes)
+    pooled = torch.sparse.mm(batch.overlap, flat).reshape(-1, count, genes).permute(1, 0, 2)
+    return pooled * batch.depth[None, :, None]
+
+
+def deviance(mean: Tensor, counts: Tensor) -> Tensor:
+    """Poisson deviance of each count, 2 (y log(y / m) - y + m)."""
+    mean = mean.clamp_min(1e-8)
+    return 2 * (torch.xlogy(counts, counts / mean) - counts + mean)
+
+
+def thin_rows(overlap: csr_array, keep: int, rng: np.random.Generator) -> csr_array:
+    """At most `keep` random entries of every row, scaled so that the expected sum of the row stays."""
+    size = np.diff(overlap.indptr)
+    if size.max(initial=0) <= keep:
+        return overlap
+    rows = np.repeat(np.arange(len(size)), size)
+    order = np.lexsort((rng.random(len(rows)), rows))
+    rank = np.empty(len(rows), np.int64)
+    rank[order] = np.arange(len(rows)) - np.repeat(overlap.indptr[:-1], size)
+    chosen = rank < keep
+    scale = np.maximum(size / keep, 1.0)[rows[chosen]]
+    ends = np.concatenate([[0], np.cumsum(np.minimum(size, keep))])
+    return csr_array((overlap.data[chosen] * scale, overlap.indices[chosen], ends), shape=overlap.shape)
+
+
+def _initial(data: Measurement, recipe: Recipe) -> Ensemble:
+    """Every member starts from the mean rate of each gene over the units that it may see."""
+    channels, genes = data.features.shape[1], data.counts.shape[1]
+    network = Ensemble(
+        Architecture(recipe.folds, channels, genes, recipe.hidden, recipe.dropout, recipe.input_dropout)
+    )
+    network.feature_mean.copy_(torch.from_numpy(data.features.mean(axis=0, dtype=np.float64)))
+    # A channel that hardly varies must not be blown up.
+    network.feature_sd.copy_(torch.from_numpy(data.features.std(axis=0, dtype=np.float64)).clamp_min(1e-3))
+    area = data.overlap.sum(axis=1) * data.depth
+    with torch.no_grad():
+        network.weights[-1].mul_(0.1)
+        for fold in range(recipe.folds):
+            seen = data.fold != fold
+            rate = (np.asarray(data.counts[seen].sum(axis=0)).ravel() + EMPTY_GENE_COUNTS) / area[seen].sum()
+            network.biases[-1][fold, 0] = torch.from_numpy(np.log(rate))
+    return network
+
+
+def _patches(data: Measurement, recipe: Recipe) -> tuple[list[NDArray[np.intp]], NDArray[np.intp]]:
+    """Units of each patch, and about how many superpixels they need."""
+    order = np.argsort(data.patch, kind="stable")
+    patches = np.split(order, np.flatnonzero(np.diff(data.patch[order])) + 1)
+    size = np.diff(data.overlap.indptr).clip(max=recipe.superpixels_per_unit)
+    # The bins of a patch share their superpixels; spots share none.
+    load = [min(size[units].sum(), max(len(units), size[units].max())) for units in patches]
+    return patches, np.array(load)
+
+
+def _batches(
+    patches: list[NDArray[np.intp]], load: NDArray[np.intp], batch: int, rng: np.random.Generator
+) -> Iterator[NDArray[np.intp]]:
+    """Units of shuffled patches, about `batch` superpixels at a time, for ever."""
+    while True:
+        shuffled = rng.permutation(len(patches))
+        number = np.cumsum(load[shuffled]) // batch
+        for chosen in np.split(shuffled, np.flatnonzero(np.diff(number)) + 1):
+            yield np.concatenate([patches[i] for i in chosen])
+
+
+def _some_units(data: Measurement, recipe: Recipe, rng: np.random.Generator) -> Measurement:
+    """A fixed sample of units and of their superpixels, large enough to see the held-out deviance turn."""
+    units = np.sort(rng.permutation(len(data.fold))[: recipe.check_units])
+    overlap = thin_rows(data.overlap[units], CHECK_SUPERPIXELS, rng)
+    return replace(
+        data,
+        overlap=overlap,
+        counts=data.counts[units],
+        depth=data.depth[units],
+        fold=data.fold[units],
+        patch=data.patch[units],
+    )
+
+
+def _step(
+    network: Ensemble,
+    average: Ensemble,
+    optimiser: torch.optim.Optimizer,
+    batch: Batch,
+    fold: NDArray[np.int8],
+    weight: Tensor,
+    recipe: Recipe,
+) -> None:
+    network.train()
+    mean = expected(network, batch)
+    loss = ((mean - batch.counts * torch.log(mean + 1e-8)) * weight).sum(dim=-1)
+    members = np.arange(recipe.folds)[:, None]
+    seen = torch.from_numpy(fold[None] != members).to(loss)
+    optimiser.zero_grad(set_to_none=True)
+    # Members share no weights, so that each has the gradient of its own mean.
+    ((loss * seen).sum(dim=1) / seen.sum(dim=1).clamp_min(1)).sum().backward()
+    torch.nn.utils.clip_grad_norm_(network.parameters(), float(recipe.folds))
+    optimiser.step()
+    with torch.no_grad():
+        for slow, fast in zip(average.parameters(), network.parameters(), strict=True):
+            slow.lerp_(fast, 1 - recipe.averaging)
+
+
+def _pieces(overlap: csr_array, units: NDArray[np.intp]) -> Iterator[NDArray[np.intp]]:
+    """Split units so that each piece needs a bounded number of superpixels."""
+    if len(units) == 0:
+        return
+    load = np.cumsum(np.diff(overlap.indptr)[units]) // SCORING_SUPERPIXELS
+    yield from np.split(units, np.flatnonzero(np.diff(load)) + 1)

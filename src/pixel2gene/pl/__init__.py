@@ -1,0 +1,6 @@
+"""Plots of the H&E, its tissue and the expression on it."""
+
+from pixel2gene.pl._expression import expression
+from pixel2gene.pl._tissue import tissue
+
+__all__ = ["expression", "tissue"]

@@ -1,0 +1,242 @@
+"""A slide as the model sees it: the embedding of its tissue, and what was measured there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import dask.array as da
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.sparse import csr_array
+from spatialdata import SpatialData
+
+from pixel2gene.core.model import Model, TrainingSlide
+from pixel2gene.core.regression import Measurement, predict_units
+from pixel2gene.spatial.elements import get_record
+from pixel2gene.spatial.folds import fold_of
+from pixel2gene.spatial.grid import Grid, superpixel_grid
+from pixel2gene.spatial.units import Units, measured_units
+
+# A unit counts as tissue where at least this share of it is.
+TISSUE_SHARE = 0.5
+# Side, in superpixels, of the patches whose units are trained on together.
+PATCH = 4
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """The embedding of a slide.
+
+    Attributes
+    ----------
+    record
+        Of `pixel2gene.tl.embed`.
+    grid
+        Superpixel grid of the image.
+    values
+        (channels, rows, columns), zero outside the tissue.
+    """
+
+    record: dict[str, Any]
+    grid: Grid
+    values: da.Array
+
+    @property
+    def image_key(self) -> str:
+        """Image that was embedded."""
+        key: str = self.record["image_key"]
+        return key
+
+    def blocks(self) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float16]]]:
+        """Flat indices of the tissue superpixels of each chunk, and their (superpixels, channels) embedding."""
+        ids = np.arange(self.grid.size).reshape(self.grid.shape)
+        row = 0
+        for i, height in enumerate(self.values.chunks[1]):
+            column = 0
+            for j, width in enumerate(self.values.chunks[2]):
+                block = np.asarray(self.values.blocks[:, i, j].compute(scheduler="threads"))
+                tissue = (block != 0).any(axis=0)
+                yield ids[row : row + height, column : column + width][tissue], block[:, tissue].T
+                column += width
+            row += height
+
+    def tissue(self) -> tuple[NDArray[np.int64], NDArray[np.float16]]:
+        """Flat indices of all tissue superpixels, ascending, and their (superpixels, channels) embedding."""
+        indices, features = zip(*self.blocks(), strict=True)
+        index = np.concatenate(indices)
+        order = np.argsort(index)
+        joined = np.empty((len(index), self.values.shape[0]), np.float16)
+        position = np.empty_like(order)
+        position[order] = np.arange(len(order))
+        start = 0
+        for part in features:
+            joined[position[start : start + len(part)]] = part
+            start += len(part)
+        return index[order], joined
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The units of a slide that lie on tissue.
+
+    Attributes
+    ----------
+    rows
+        (used,) positions of these units among all.
+    superpixels
+        (superpixels,) flat indices of the tissue superpixels.
+    features
+        (superpixels, channels) their embedding.
+    overlap
+        (used, superpixels).
+    counts
+        (used, genes).
+    totals
+        (used,) counts of all genes, also those that are not modelled.
+    centres
+        (used, 2) x and y in grid coordinates.
+    """
+
+    rows: NDArray[np.intp]
+    superpixels: NDArray[np.int64]
+    features: NDArray[np.float16]
+    overlap: csr_array
+    counts: csr_array
+    totals: NDArray[np.float64]
+    centres: NDArray[np.float64]
+
+    @property
+    def area(self) -> NDArray[np.float64]:
+        """(used,) tissue area of each unit in superpixels."""
+        area: NDArray[np.float64] = np.asarray(self.overlap.sum(axis=1, dtype=np.float64))
+        return area
+
+    @property
+    def density(self) -> float:
+        """Counts per superpixel of tissue."""
+        return float(self.totals.sum() / self.area.sum())
+
+    def measurement(self, fold: NDArray[np.int8], depth: float, library_size: bool) -> Measurement:
+        """Say it in the terms of the model; `depth` is that of the slide."""
+        factor = np.full(len(self.rows), depth)
+        if library_size:
+            factor *= np.maximum(self.totals, 1) / self.area / self.density
+        column, row = (self.centres // PATCH).astype(np.int64).T
+        patch = row * (column.max() + 1) + column
+        return Measurement(self.features, self.overlap, self.counts, factor.astype(np.float32), fold, patch)
+
+
+def open_embedding(sdata: SpatialData, image_key: str, embedding_key: str | None = None) -> Embedded:
+    """Find the embedding of an image, ``f"{image_key}_embedding"`` by default.
+
+    Raises
+    ------
+    KeyError
+        If it was not written by `pixel2gene.tl.embed`.
+    """
+    key = embedding_key or f"{image_key}_embedding"
+    record = get_record(sdata, key, "embed")
+    return Embedded(record, superpixel_grid(sdata, record["image_key"], record["mpp"]), sdata.images[key].data)
+
+
+def measure(embedded: Embedded, units: Units, genes: NDArray[np.intp], key: str) -> Measured:
+    """Bring the counts of `genes` and the embedding together.
+
+    Raises
+    ------
+    ValueError
+        If no unit lies on tissue, or none of those that do has a count.
+    """
+    superpixels, features = embedded.tissue()
+    on_tissue = units.overlap[:, superpixels]
+    area, tissue_area = units.overlap.sum(axis=1), on_tissue.sum(axis=1)
+    rows = np.flatnonzero((tissue_area > 0) & (tissue_area >= TISSUE_SHARE * area))
+    counts = units.counts[rows]
+    if len(rows) == 0 or counts.nnz == 0:
+        raise ValueError(
+            f"None of the {len(area)} units of {key!r} lies on the tissue of image {embedded.image_key!r} and has "
+            "counts: check the tissue mask (pixel2gene.pl.tissue) and the alignment."
+        )
+    return Measured(
+        rows,
+        superpixels,
+        features,
+        csr_array(on_tissue[rows]),
+        csr_array(counts[:, genes]),
+        np.asarray(counts.sum(axis=1, dtype=np.float64)),
+        units.centres(embedded.grid)[rows],
+    )
+
+
+def open_for_model(sdata: SpatialData, model: Model, image_key: str | None, embedding_key: str | None) -> Embedded:
+    """Find the embedding that a model is to read, under the keys of its training unless others are given."""
+    key = model.inputs["embedding_key"] if embedding_key is None and image_key is None else embedding_key
+    embedded = open_embedding(sdata, image_key or str(model.inputs["image_key"]), key)
+    require_same_embedding(model, embedded)
+    return embedded
+
+
+def measure_for_model(
+    sdata: SpatialData, model: Model, embedded: Embedded, table_key: str | None, layer: str | None
+) -> tuple[Units, Measured]:
+    """Read the counts of the model's genes, under the keys of its training unless others are given.
+
+    Raises
+    ------
+    KeyError
+        If the table lacks genes of the model.
+    """
+    key = table_key or str(model.inputs["table_key"])
+    if table_key is None and layer is None:
+        layer = model.inputs["layer"]
+    units = measured_units(sdata, key, embedded.image_key, embedded.grid, layer)
+    genes = units.genes.get_indexer(model.genes)
+    if (genes < 0).any():
+        missing = [gene for gene, position in zip(model.genes, genes, strict=True) if position < 0]
+        raise KeyError(
+            f"{len(missing)} of the model's {len(model.genes)} genes are not in {key!r}, such as {missing[:5]}."
+        )
+    return units, measure(embedded, units, genes, key)
+
+
+def slide_measurement(
+    model: Model, embedded: Embedded, measured: Measured, device: torch.device
+) -> Measurement:
+    """Bring measured units into the terms of a fitted model: what was held out of whom, and how deep they are.
+
+    A slide that the model was not trained on has the depth at which its total counts are as predicted.
+    """
+    slide = training_slide(model, embedded)
+    fold = held_out_fold(slide, measured.centres)
+    data = measured.measurement(fold, 1.0 if slide is None else slide.depth, model.recipe.library_size)
+    if slide is not None:
+        return data
+    expected = sum(float(mean.sum()) for _, mean in predict_units(model.network, data, device, held_out=True))
+    return replace(data, depth=(data.depth * (data.counts.sum() / expected)).astype(np.float32))
+
+
+def require_same_embedding(model: Model, embedded: Embedded) -> None:
+    """Refuse an embedding that the model was not made for, by name."""
+    found = embedded.record["encoder"]
+    differing = [name for name, value in model.encoder.items() if found.get(name) != value]
+    if differing:
+        described = "; ".join(f"{name}: model {model.encoder[name]}, embedding {found.get(name)}" for name in differing)
+        raise ValueError(
+            f"The model does not fit the embedding of image {embedded.image_key!r} ({described}): embed the image with "
+            f"encoder={model.encoder['name']!r}, or fit a model on this embedding."
+        )
+
+
+def training_slide(model: Model, embedded: Embedded) -> TrainingSlide | None:
+    """Find the slide among those that the model was trained on."""
+    return next((s for s in model.slides if s.fingerprint == embedded.record["fingerprint"]), None)
+
+
+def held_out_fold(slide: TrainingSlide | None, centres: NDArray[np.floating]) -> NDArray[np.int8]:
+    """(n,) member that did not see each place; -1 where none did, as on a new slide."""
+    if slide is None:
+        return np.full(len(centres), -1, np.int8)
+    return fold_of(centres, slide.fold, slide.side)

@@ -1,0 +1,158 @@
+"""Physical size of the pixels of an image, from what the coordinate systems and the assay's geometry tell."""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+import geopandas as gpd  # type: ignore[import-untyped]
+import numpy as np
+import shapely
+from numpy.typing import NDArray
+from scipy.spatial import cKDTree
+from spatialdata import SpatialData  # type: ignore[import-untyped]
+
+from pixel2gene.spatial.geometry import affine, get_element, square_pixels, system_matrices
+
+# The micro sign and the Greek mu look alike.
+_MICRONS = re.compile(r"micro(n|meter|metre)s?|[uµμ]m", re.IGNORECASE)
+_BINS = re.compile(r"square_(\d{3})um")
+_FINEST, _COARSEST = 0.05, 1.0  # µm per pixel
+_AGREEMENT = 1.05
+_SAMPLE = 5000
+_NEIGHBOURS = 7  # one more than a lattice has
+_VISIUM_PITCH, _LEGACY_PITCH = 100.0, 200.0  # µm
+
+
+class Evidence(NamedTuple):
+    """One reason to believe in a pixel size."""
+
+    source: str
+    mpp: float
+
+
+def pixel_size(sdata: SpatialData, image_key: str, *, mpp: float | None = None, force: bool = False) -> float:
+    """Find the size of an image's full-resolution pixels and check it against all that is known.
+
+    Parameters
+    ----------
+    sdata
+        Holds the image and, with luck, evidence: a coordinate system in microns, or bins or spots of known pitch.
+    image_key
+        Image.
+    mpp
+        What the user says, in µm per pixel; it wins where the evidence agrees within 5 %.
+    force
+        Take the user's mpp against the evidence, and any size however implausible.
+
+    Returns
+    -------
+    µm per pixel.
+
+    Raises
+    ------
+    KeyError
+        If there is no such image.
+    ValueError
+        If the size is unknown, contradictory, not positive, or implausible (coarser than 1 or finer than 0.05).
+    """
+    if mpp is not None and not 0 < mpp < np.inf:
+        raise ValueError(f"mpp={mpp} is no pixel size; a positive number of µm per pixel is expected.")
+    get_element(sdata, image_key, "images")
+    if mpp is not None and force:
+        return float(mpp)
+    said = [] if mpp is None else [Evidence("mpp as given", mpp)]
+    found = said + evidence(sdata, image_key)
+    if not found:
+        raise ValueError(
+            f"Nothing in the data tells the pixel size of image {image_key!r}; pass mpp= (µm per pixel of the "
+            "full-resolution image)."
+        )
+    values = [value for _, value in found]
+    if max(values) > _AGREEMENT * min(values):
+        listed = "; ".join(f"{source}: {value:.4g}" for source, value in found)
+        raise ValueError(
+            f"The evidence for the pixel size of image {image_key!r} disagrees by over 5 % (µm/px: {listed}); correct "
+            "the transforms, or pass both mpp= and force=True."
+        )
+    value = float(values[0])
+    if value > _COARSEST and not force:
+        raise ValueError(
+            f"Image {image_key!r} has {value:.3g} µm/px; pixel2gene needs {_COARSEST:g} µm/px or finer, because nuclei "
+            "are not resolved in coarser images; load the full-resolution image, or pass force=True."
+        )
+    if value < _FINEST and not force:
+        raise ValueError(
+            f"Image {image_key!r} has {value:.3g} µm/px, implausible for a slide scanner ({_FINEST:g} or coarser "
+            "expected); correct mpp= or the transforms, or pass force=True."
+        )
+    return value
+
+
+def evidence(sdata: SpatialData, image_key: str) -> list[Evidence]:
+    """Sizes of an image's pixels that follow from its transforms, then from bins and spots.
+
+    Parameters
+    ----------
+    sdata
+        Holds the image.
+    image_key
+        Image.
+
+    Returns
+    -------
+    In order of authority; empty if nothing is known.
+
+    Raises
+    ------
+    KeyError
+        If there is no such image.
+    ValueError
+        If a transform involved is sheared or anisotropic, or if the image's coordinate systems contradict each other.
+    """
+    get_element(sdata, image_key, "images")
+    systems = system_matrices(sdata, image_key)
+    found = [
+        Evidence(f"transform to {name!r}", square_pixels(matrix))
+        for name, matrix in systems.items()
+        if _MICRONS.fullmatch(name)
+    ]
+    for key, shapes in sdata.shapes.items():
+        if systems.keys().isdisjoint(system_matrices(sdata, key)) or shapes.empty:
+            continue
+        known = _known_length(key, shapes)
+        if known is not None:
+            source, microns, length = known
+            found.append(Evidence(source, microns / (length * square_pixels(affine(sdata, key, image_key)))))
+    return found
+
+
+def _known_length(key: str, shapes: gpd.GeoDataFrame) -> tuple[str, float, float] | None:
+    """Name what is known, its length in µm, and the same length in the shapes' own coordinates."""
+    sample = shapes.iloc[:: len(shapes) // _SAMPLE + 1]
+    kinds = set(sample.geom_type)
+    circular = kinds == {"Point"} and "radius" in shapes
+    bins = _BINS.search(key)
+    if bins and (circular or kinds == {"Polygon"}):
+        # Readers turn bins to circles that touch.
+        sides = 2 * sample["radius"] if circular else np.sqrt(sample.area)
+        return f"bins of {int(bins[1])} µm {key!r}", int(bins[1]), float(sides.median())
+    if not circular or len(shapes) <= _NEIGHBOURS:
+        return None
+    pitch, neighbours = _lattice(shapely.get_coordinates(shapes.geometry.to_numpy()))
+    width = float(shapes["radius"].median()) / pitch
+    # Of the 100 µm pitch the radius is 27.5 µm by design, 32.5 µm in Space Ranger's files.
+    if neighbours == 6 and 0.25 < width < 0.36:
+        return f"Visium spots {key!r} 100 µm apart", _VISIUM_PITCH, pitch
+    if neighbours == 4 and 0.225 < width < 0.275:
+        return f"legacy spots {key!r} 200 µm apart", _LEGACY_PITCH, pitch
+    return None
+
+
+def _lattice(centres: NDArray[np.float64]) -> tuple[float, int]:
+    """Pitch of a lattice of points, and the number of neighbours at that pitch."""
+    sample = centres[:: len(centres) // _SAMPLE + 1]
+    distance = cKDTree(centres).query(sample, k=_NEIGHBOURS + 1)[0][:, 1:]
+    near = distance < 1.2 * np.median(distance[:, 0])
+    # Points at the border have fewer neighbours.
+    return float(np.median(distance[near])), int(np.percentile(near.sum(axis=1), 75))

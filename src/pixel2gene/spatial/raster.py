@@ -1,0 +1,92 @@
+"""Lazy rasters on the superpixel grid, computed from windows of the image."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import dask.array as da
+import numpy as np
+from numpy.typing import NDArray
+
+from pixel2gene.core.embedding import CONTEXT_WINDOWS, add_context, embed_tile, local_channels
+from pixel2gene.core.encoders import Encoder
+from pixel2gene.core.tissue import superpixel_statistics
+from pixel2gene.spatial.grid import SUPERPIXEL_UM
+from pixel2gene.spatial.image import Slide
+
+TILE = 64
+STATISTICS_SIDE = 8
+
+
+def lazy_statistics(slide: Slide, shape: tuple[int, int], mpp: float) -> da.Array:
+    """(4, rows, columns) of `superpixel_statistics`, read at 1 µm/px."""
+    scale = SUPERPIXEL_UM / STATISTICS_SIDE / mpp
+
+    def tile(rows: slice, columns: slice, _: NDArray[np.bool_]) -> NDArray[np.float32]:
+        window = [STATISTICS_SIDE * edge for edge in (rows.start, rows.stop, columns.start, columns.stop)]
+        return superpixel_statistics(slide.read(scale, *window), STATISTICS_SIDE)
+
+    return _map_tiles(tile, np.ones(shape, bool), 4, np.float32)
+
+
+def lazy_embedding(slide: Slide, mask: NDArray[np.bool_], mpp: float, encoder: Encoder) -> da.Array:
+    """(channels, rows, columns) float16 embedding, zero outside the mask; tiles without tissue are never read."""
+    scale, halo, stride = encoder.mpp / mpp, encoder.halo, encoder.stride
+    # Encoders use every core by themselves; meanwhile another thread reads the next tile.
+    encoding = threading.Lock()
+
+    def tile(rows: slice, columns: slice, inside: NDArray[np.bool_]) -> NDArray[np.float16]:
+        if not inside.any():
+            return np.zeros((local_channels(encoder), *inside.shape), np.float16)
+        edges = (
+            stride * rows.start - halo,
+            stride * rows.stop + halo,
+            stride * columns.start - halo,
+            stride * columns.stop + halo,
+        )
+        rgb = slide.read(scale, *edges)
+        with encoding:
+            features = embed_tile(encoder, rgb, halo)
+        return features * inside
+
+    local = _map_tiles(tile, mask, local_channels(encoder), np.float16)
+    tissue = da.from_array(mask.astype(np.float16)[None], chunks=(1, *local.chunks[1:]))
+    border = max(CONTEXT_WINDOWS) // 2
+    wide = da.overlap.overlap(
+        da.concatenate([local, tissue]).rechunk({0: -1}), depth={0: 0, 1: border, 2: border}, boundary=0
+    )
+    channels = local.shape[0] * (1 + len(CONTEXT_WINDOWS))
+    sizes = [tuple(size - 2 * border for size in axis) for axis in wide.chunks[1:]]
+    return wide.map_blocks(
+        lambda block: add_context(block[:-1], block[-1] > 0, border),
+        chunks=((channels,), *sizes),
+        dtype=np.float16,
+        meta=np.empty((0, 0, 0), np.float16),
+    )
+
+
+def fingerprint(slide: Slide) -> str:
+    """Identify an image by a lattice of its pixels."""
+    level = slide.levels[-1]
+    lattice = {axis: np.linspace(0, level.sizes[axis] - 1, 64).astype(int) for axis in ("y", "x")}
+    pixels = level.isel(c=slice(3), **lattice).data.compute()
+    return hashlib.sha256(np.ascontiguousarray(pixels).tobytes() + str(slide.shape).encode()).hexdigest()
+
+
+def _map_tiles(
+    tile: Callable[[slice, slice, NDArray[np.bool_]], NDArray[Any]],
+    mask: NDArray[np.bool_],
+    channels: int,
+    dtype: type[np.floating[Any]],
+) -> da.Array:
+    def block(inside: NDArray[np.bool_], block_info: Any = None) -> NDArray[Any]:
+        (rows, columns) = (slice(*edges) for edges in block_info[0]["array-location"])
+        return tile(rows, columns, inside)
+
+    lazy = da.from_array(mask, chunks=(TILE, TILE))
+    return lazy.map_blocks(
+        block, new_axis=0, chunks=((channels,), *lazy.chunks), dtype=dtype, meta=np.empty((0, 0, 0), dtype)
+    )

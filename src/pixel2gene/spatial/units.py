@@ -1,0 +1,222 @@
+"""Measured units - bins, spots, cells, superpixels with transcripts - as arrays on the superpixel grid."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy import ndimage
+from scipy.sparse import csr_array, vstack
+from spatialdata import SpatialData
+
+from pixel2gene.spatial.elements import get_table
+from pixel2gene.spatial.geometry import affine, get_element
+from pixel2gene.spatial.grid import Grid
+from pixel2gene.spatial.overlap import overlap, point_overlap
+
+# Probes that measure background, by the names that vendors give them.
+CONTROL_PROBES = (
+    "BLANK",
+    "Blank",
+    "NegControlCodeword",
+    "NegControlProbe",
+    "NegPrb",
+    "UnassignedCodeword",
+    "DeprecatedCodeword",
+    "antisense_",
+)
+# Transcripts this close (superpixels) to one another bound the measured area of a points element.
+MEASURED_REACH = 5
+
+
+@dataclass(frozen=True)
+class Units:
+    """What was measured, and where.
+
+    Attributes
+    ----------
+    genes
+        (genes,) names.
+    counts
+        (units, genes).
+    overlap
+        (units, superpixels) overlapping area as a share of a superpixel.
+    superpixels
+        For transcripts, whose units are the superpixels themselves, their flat indices; None for a table.
+    """
+
+    genes: pd.Index[str]
+    counts: csr_array
+    overlap: csr_array
+    superpixels: NDArray[np.int64] | None = None
+
+    def centres(self, grid: Grid) -> NDArray[np.float64]:
+        """(units, 2) centre of each unit's overlap in grid coordinates, NaN outside the grid."""
+        area = self.overlap.sum(axis=1)
+        with np.errstate(invalid="ignore"):
+            centres: NDArray[np.float64] = (self.overlap @ grid.centres) / area[:, None]
+        return centres
+
+
+def measured_units(sdata: SpatialData, key: str, image_key: str, grid: Grid, layer: str | None = None) -> Units:
+    """Read counts and lay the units that they were measured in over the superpixel grid.
+
+    Parameters
+    ----------
+    sdata
+        Holds the counts and the image.
+    key
+        Table of counts that annotates shapes, labels or points; or a points element of transcripts with a feature
+        key, whose counts are taken per superpixel.
+    image_key
+        Image that the grid belongs to.
+    grid
+        Superpixel grid.
+    layer
+        Layer of the table with the counts; X by default.
+
+    Raises
+    ------
+    KeyError
+        If there is no such table, points element or layer.
+    ValueError
+        If the values are no counts, the table annotates nothing, or nothing of it lies on the image.
+    """
+    if key in sdata.points and key not in sdata.tables:
+        return _transcripts(sdata, key, image_key, grid)
+    table = get_table(sdata, key)
+    units = Units(
+        table.var_names.astype(str), _counts(table, key, layer), table_overlap(sdata, key, image_key, grid)
+    )
+    if units.overlap.nnz == 0:
+        raise ValueError(
+            f"No unit of table {key!r} overlaps image {image_key!r}: check that both are aligned to the same "
+            f"coordinate system (those of the image: {sorted(grid.transformations)})."
+        )
+    return units
+
+
+def table_overlap(sdata: SpatialData, key: str, image_key: str, grid: Grid) -> csr_array:
+    """(units, superpixels) overlap of the elements that a table annotates, in the order of the table."""
+    rows, matrices = [], []
+    for region, positions, ids in _regions(get_table(sdata, key), key):
+        element = get_element(sdata, region, "shapes", "labels", "points")
+        matrices.append(overlap(element, ids, grid.from_pixels @ affine(sdata, region, image_key), grid.shape))
+        rows.append(positions)
+    order = np.argsort(np.concatenate(rows))
+    return csr_array(vstack(matrices, format="csr")[order])
+
+
+def select_genes(units: Units, genes: list[str] | None, min_counts: int) -> NDArray[np.intp]:
+    """Positions of the genes to model: those asked for, or all but control probes with enough counts.
+
+    Raises
+    ------
+    KeyError
+        If a gene asked for was not measured.
+    ValueError
+        If a gene is asked for twice or has no counts, or if no gene has enough.
+    """
+    totals = np.asarray(units.counts.sum(axis=0)).ravel()
+    if genes is None:
+        control = units.genes.str.startswith(CONTROL_PROBES)
+        chosen = np.flatnonzero((totals >= min_counts) & ~control)
+        if len(chosen) == 0:
+            raise ValueError(
+                f"None of the {len(totals)} genes has {min_counts} counts or more (the most is "
+                f"{totals.max(initial=0):g}): there is nothing to learn from."
+            )
+        return chosen
+    if len(set(genes)) < len(genes):
+        raise ValueError(f"genes= names {sorted({g for g in genes if genes.count(g) > 1})[:5]} more than once.")
+    chosen = units.genes.get_indexer(genes)
+    if (chosen < 0).any():
+        missing = [gene for gene, position in zip(genes, chosen, strict=True) if position < 0]
+        raise KeyError(
+            f"{len(missing)} of the genes asked for were not measured: {missing[:5]}; there are {len(units.genes)}, "
+            f"such as {units.genes[:5].tolist()}."
+        )
+    if (totals[chosen] == 0).any():
+        empty = [gene for gene, total in zip(genes, totals[chosen], strict=True) if total == 0]
+        raise ValueError(f"{len(empty)} of the genes asked for have no counts: {empty[:5]}; leave them out.")
+    return chosen
+
+
+def _counts(table: ad.AnnData, key: str, layer: str | None) -> csr_array:
+    if layer is not None and layer not in table.layers:
+        raise KeyError(f"No layer {layer!r} in table {key!r}; there are {sorted(table.layers)}.")
+    if table.n_obs == 0 or table.n_vars == 0:
+        raise ValueError(f"Table {key!r} is empty ({table.n_obs} units, {table.n_vars} genes).")
+    if not table.var_names.is_unique:
+        twice = table.var_names[table.var_names.duplicated()][:5].tolist()
+        raise ValueError(f"Table {key!r} has gene names more than once, such as {twice}: call var_names_make_unique().")
+    counts = csr_array(table.X if layer is None else table.layers[layer])
+    where = f"table {key!r}" + ("" if layer is None else f", layer {layer!r}")
+    if not np.isfinite(counts.data).all():
+        raise ValueError(f"The values of {where} contain NaN or infinity; raw counts are expected.")
+    if (counts.data < 0).any():
+        raise ValueError(f"The values of {where} are partly negative; raw counts are expected.")
+    if (counts.data != np.rint(counts.data)).any():
+        raise ValueError(
+            f"The values of {where} are not whole numbers, so they are not raw counts: pass layer= with the counts "
+            f"(layers: {sorted(table.layers)})."
+        )
+    return counts
+
+
+def _regions(table: ad.AnnData, key: str) -> Iterator[tuple[str, NDArray[np.intp], NDArray[Any]]]:
+    """Each annotated element with the rows that annotate it and their instance ids."""
+    if "spatialdata_attrs" not in table.uns:
+        raise ValueError(
+            f"Table {key!r} annotates no element: link it to the bins, spots or cells with TableModel.parse(region=, "
+            "region_key=, instance_key=)."
+        )
+    link = table.uns["spatialdata_attrs"]
+    regions = table.obs[link["region_key"]].astype(str).to_numpy()
+    instances = table.obs[link["instance_key"]].to_numpy()
+    for region in pd.unique(regions):
+        positions = np.flatnonzero(regions == region)
+        yield region, positions, instances[positions]
+
+
+def _transcripts(sdata: SpatialData, key: str, image_key: str, grid: Grid) -> Units:
+    points = sdata.points[key]
+    feature = points.attrs.get("spatialdata_attrs", {}).get("feature_key", "feature_name")
+    if feature not in points.columns:
+        raise ValueError(
+            f"Points {key!r} have no column {feature!r} that names each transcript's gene; there are "
+            f"{list(points.columns)}: set feature_key in PointsModel.parse."
+        )
+    frame = points[["x", "y", feature]].compute()
+    where = point_overlap(frame[["x", "y"]].to_numpy(), grid.from_pixels @ affine(sdata, key, image_key), grid.shape)
+    inside = np.diff(where.indptr) > 0
+    if not inside.any():
+        raise ValueError(
+            f"None of the transcripts {key!r} lies on image {image_key!r}: check that both are aligned to the same "
+            f"coordinate system (those of the image: {sorted(grid.transformations)})."
+        )
+    genes = pd.Categorical(frame[feature].astype(str)[inside])
+    occupied = np.bincount(where.indices, minlength=grid.size).reshape(grid.shape) > 0
+    measured = np.flatnonzero(_measured_area(occupied))
+    row = np.searchsorted(measured, where.indices)
+    counts = csr_array(
+        (np.ones(len(row), np.float32), (row, genes.codes.astype(np.int64))), shape=(len(measured), len(genes.categories))
+    )
+    identity = csr_array(
+        (np.ones(len(measured), np.float32), measured, np.arange(len(measured) + 1)), shape=(len(measured), grid.size)
+    )
+    return Units(pd.Index(genes.categories), counts, identity, measured)
+
+
+def _measured_area(occupied: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Superpixels with transcripts and the gaps between them."""
+    near = ndimage.distance_transform_edt(~np.pad(occupied, MEASURED_REACH)) <= MEASURED_REACH
+    closed = ndimage.distance_transform_edt(near) > MEASURED_REACH
+    inner = slice(MEASURED_REACH, -MEASURED_REACH)
+    area: NDArray[np.bool_] = ndimage.binary_fill_holes(closed[inner, inner] | occupied)
+    return area

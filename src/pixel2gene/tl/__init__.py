@@ -1,0 +1,10 @@
+"""Tools: from tissue to predicted and denoised expression."""
+
+from pixel2gene.tl._denoise import denoise
+from pixel2gene.tl._embed import embed
+from pixel2gene.tl._evaluate import evaluate
+from pixel2gene.tl._fit import fit
+from pixel2gene.tl._predict import predict
+from pixel2gene.tl._tissue import tissue
+
+__all__ = ["denoise", "embed", "evaluate", "fit", "predict", "tissue"]

@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+from spatialdata import SpatialData
+
+from pixel2gene import __version__
+from pixel2gene.core.device import choose_device
+from pixel2gene.core.encoders import get_encoder
+from pixel2gene.spatial.elements import get_record, image_element, require_new, write_elements
+from pixel2gene.spatial.grid import SUPERPIXEL_UM, superpixel_grid
+from pixel2gene.spatial.image import open_image
+from pixel2gene.spatial.mask import read_mask
+from pixel2gene.spatial.pixel_size import pixel_size
+from pixel2gene.spatial.raster import fingerprint, lazy_embedding
+
+
+def embed(
+    sdata: SpatialData,
+    image_key: str,
+    *,
+    encoder: str = "lite0",
+    tissue_key: str | None = None,
+    mpp: float | None = None,
+    force: bool = False,
+    device: str | None = None,
+    key_added: str | None = None,
+    overwrite: bool = False,
+    progress: bool = True,
+) -> None:
+    """Describe the morphology of every superpixel of tissue by a vector.
+
+    The image is resampled to the encoder's resolution and encoded in overlapping tiles, so that their borders do not
+    show. Colour and stain statistics and the mean over the surrounding tissue (72, 200 and 520 µm wide) are joined
+    to the encoder's channels.
+
+    Parameters
+    ----------
+    sdata
+        Holds the image.
+    image_key
+        8-bit RGB or RGBA image.
+    encoder
+        ``"lite0"``: EfficientNet-Lite0, which ships with its weights.
+    tissue_key
+        Labels (other than 0) or shapes to describe: the result of `pixel2gene.tl.tissue` by default
+        (``f"{image_key}_tissue"``), or any of your own.
+    mpp, force
+        As in `pixel2gene.tl.tissue`; what was settled there is taken over.
+    device
+        ``"cpu"``, ``"cuda"`` ...; the best there is by default.
+    key_added
+        Name of the result, ``f"{image_key}_embedding"`` by default.
+    overwrite
+        Replace a result of that name.
+    progress
+        Show a progress bar.
+
+    Returns
+    -------
+    None. Adds ``images[key_added]``: (c, y, x) float16 on the superpixel grid of 8 µm, zero outside the tissue.
+    Encoder, hash of its weights, pixel size and tissue are recorded in ``sdata.attrs["pixel2gene"][key_added]``.
+
+    Raises
+    ------
+    KeyError
+        If there is no such image or tissue.
+    ValueError
+        If the image is no 8-bit RGB, its pixel size is unknown or implausible, the encoder is unknown, the tissue
+        lies elsewhere, or the result exists.
+    """
+    slide = open_image(sdata, image_key)
+    key_added = key_added or f"{image_key}_embedding"
+    require_new(sdata, [key_added], overwrite)
+    if tissue_key is None:
+        tissue_key = f"{image_key}_tissue"
+        settled = get_record(sdata, tissue_key, "tissue")
+        if mpp is None:
+            mpp, force = settled["mpp"], settled["force"]
+    mpp = pixel_size(sdata, image_key, mpp=mpp, force=force)
+    grid = superpixel_grid(sdata, image_key, mpp)
+    mask = read_mask(sdata, tissue_key, image_key, grid)
+    chosen = get_encoder(encoder, choose_device(device))
+    values = lazy_embedding(slide, mask, mpp, chosen)
+    record = {
+        "verb": "embed",
+        "version": __version__,
+        "image_key": image_key,
+        "tissue_key": tissue_key,
+        "mpp": mpp,
+        "superpixel_um": SUPERPIXEL_UM,
+        "fingerprint": fingerprint(slide),
+        "encoder": {
+            "name": chosen.name,
+            "channels": values.shape[0],
+            "mpp": chosen.mpp,
+            "superpixel_um": SUPERPIXEL_UM,
+            "licence": chosen.licence,
+            "weights_sha256": chosen.weights_sha256,
+        },
+    }
+    channels = [f"{chosen.name}_{i}" for i in range(values.shape[0])]
+    # Models read all channels of a superpixel at once, so that they stay together in a chunk.
+    element = image_element(values, grid, channels, chunks=values.chunksize)
+    write_elements(sdata, {key_added: element}, record, progress=progress, label="embed")
