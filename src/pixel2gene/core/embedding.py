@@ -10,8 +10,8 @@ from pixel2gene.core.encoders import Encoder
 from pixel2gene.core.encoders.colour import CHANNELS as COLOUR_CHANNELS
 from pixel2gene.core.encoders.colour import colour
 
-# Sides, in superpixels, of the surroundings whose mean joins a superpixel's own features (72, 200 and 520 µm).
-CONTEXT_WINDOWS = (9, 25, 65)
+# Sides, in superpixels, of the surroundings whose mean joins a superpixel's own features (72 and 200 µm).
+CONTEXT_WINDOWS = (9, 25)
 
 
 def local_channels(encoder: Encoder) -> int:

@@ -60,4 +60,5 @@ class Ensemble(nn.Module):
         weight, bias = layers[-1]
         if genes is not None:
             weight, bias = weight[..., genes], bias[..., genes]
-        return torch.matmul(x, weight[members]) + bias[members]
+        log_rate: Tensor = torch.matmul(x, weight[members]) + bias[members]
+        return log_rate

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 from torch import from_numpy
 
@@ -141,27 +142,24 @@ class Model:
             if card["format"] != FORMAT:
                 raise ValueError(f"it has format {card['format']}, this version of pixel2gene reads {FORMAT}")
             tensors = load_file(path / WEIGHTS)
-            network = Ensemble(Architecture(**{**card["architecture"], "hidden": tuple(card["architecture"]["hidden"])}))
+            network = Ensemble(Architecture(**_with_tuples(card["architecture"])))
             network.load_state_dict(
                 {name[8:]: from_numpy(value) for name, value in tensors.items() if name.startswith("network.")}
             )
             if network.architecture.genes != len(card["genes"]):
                 raise ValueError(f"it has {len(card['genes'])} genes but {network.architecture.genes} outputs")
-            recipe = {key: tuple(value) if isinstance(value, list) else value for key, value in card["recipe"].items()}
             return cls(
                 genes=card["genes"],
                 encoder=card["encoder"],
                 inputs=card["inputs"],
-                recipe=Recipe(**recipe),
+                recipe=Recipe(**_with_tuples(card["recipe"])),
                 network=network.eval(),
-                slides=[
-                    TrainingSlide(**slide, fold=tensors[f"fold.{i}"]) for i, slide in enumerate(card["slides"])
-                ],
+                slides=[TrainingSlide(**slide, fold=tensors[f"fold.{i}"]) for i, slide in enumerate(card["slides"])],
                 scores=pd.DataFrame(card["scores"], index=pd.Index(card["genes"], name="gene"), dtype=float),
                 history=History(**card["history"]),
                 version=card["version"],
             )
-        except (KeyError, TypeError, ValueError, RuntimeError, UnicodeDecodeError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
             raise ValueError(f"The model at {path} cannot be read: {error}.") from error
 
     def _tensors(self) -> dict[str, NDArray[Any]]:
@@ -187,3 +185,8 @@ class Model:
                 for name, column in self.scores.items()
             },
         }
+
+
+def _with_tuples(values: dict[str, Any]) -> dict[str, Any]:
+    """JSON knows lists only."""
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}

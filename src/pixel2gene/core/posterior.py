@@ -1,4 +1,4 @@
-"""The gamma-Poisson posterior: a prior expectation and a measured count, weighed by how far the prior can be trusted."""
+"""The gamma-Poisson posterior: a prior expectation and a measured count, weighed by trust in the prior."""
 
 from __future__ import annotations
 

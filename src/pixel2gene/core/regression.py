@@ -58,9 +58,9 @@ class Recipe:
 
     folds: int = 5
     library_size: bool = False
-    hidden: tuple[int, ...] = (256, 256)
-    dropout: float = 0.2
-    input_dropout: float = 0.2
+    hidden: tuple[int, ...] = (256, 64)
+    dropout: float = 0.4
+    input_dropout: float = 0.4
     learning_rate: float = 2e-3
     weight_decay: float = 0.05
     warmup: int = 20
@@ -99,6 +99,17 @@ class Measurement:
     depth: NDArray[np.float32]
     fold: NDArray[np.int8]
     patch: NDArray[np.int64]
+
+    def rows(self, units: NDArray[np.integer]) -> Measurement:
+        """Only some of the units."""
+        return replace(
+            self,
+            overlap=self.overlap[units],
+            counts=self.counts[units],
+            depth=self.depth[units],
+            fold=self.fold[units],
+            patch=self.patch[units],
+        )
 
 
 @dataclass
@@ -159,9 +170,7 @@ def fit_ensemble(
         torch.manual_seed(seed)
         network = _initial(data, recipe).to(device)
         average = copy.deepcopy(network).eval()
-        optimiser = torch.optim.AdamW(
-            network.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay
-        )
+        optimiser = torch.optim.AdamW(network.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
         warmup = torch.optim.lr_scheduler.LinearLR(optimiser, 1 / recipe.warmup, 1, recipe.warmup)
         history, best = History(), copy.deepcopy(average)
         patches, load = _patches(data, recipe)
@@ -275,7 +284,7 @@ def expected(network: Ensemble, batch: Batch, members: slice = slice(None)) -> T
     rate = network(batch.features, members).exp()
     count, superpixels, genes = rate.shape
     flat = rate.permute(1, 0, 2).reshape(superpixels, count * genes)
-    pooled = torch.sparse.mm(batch.overlap, flat).reshape(-1, count, genes).permute(1, 0, 2)
+    pooled: Tensor = torch.sparse.mm(batch.overlap, flat).reshape(-1, count, genes).permute(1, 0, 2)
     return pooled * batch.depth[None, :, None]
 
 
@@ -303,9 +312,7 @@ def thin_rows(overlap: csr_array, keep: int, rng: np.random.Generator) -> csr_ar
 def _initial(data: Measurement, recipe: Recipe) -> Ensemble:
     """Every member starts from the mean rate of each gene over the units that it may see."""
     channels, genes = data.features.shape[1], data.counts.shape[1]
-    network = Ensemble(
-        Architecture(recipe.folds, channels, genes, recipe.hidden, recipe.dropout, recipe.input_dropout)
-    )
+    network = Ensemble(Architecture(recipe.folds, channels, genes, recipe.hidden, recipe.dropout, recipe.input_dropout))
     network.feature_mean.copy_(torch.from_numpy(data.features.mean(axis=0, dtype=np.float64)))
     # A channel that hardly varies must not be blown up.
     network.feature_sd.copy_(torch.from_numpy(data.features.std(axis=0, dtype=np.float64)).clamp_min(1e-3))
@@ -342,16 +349,8 @@ def _batches(
 
 def _some_units(data: Measurement, recipe: Recipe, rng: np.random.Generator) -> Measurement:
     """A fixed sample of units and of their superpixels, large enough to see the held-out deviance turn."""
-    units = np.sort(rng.permutation(len(data.fold))[: recipe.check_units])
-    overlap = thin_rows(data.overlap[units], CHECK_SUPERPIXELS, rng)
-    return replace(
-        data,
-        overlap=overlap,
-        counts=data.counts[units],
-        depth=data.depth[units],
-        fold=data.fold[units],
-        patch=data.patch[units],
-    )
+    some = data.rows(np.sort(rng.permutation(len(data.fold))[: recipe.check_units]))
+    return replace(some, overlap=thin_rows(some.overlap, CHECK_SUPERPIXELS, rng))
 
 
 def _step(

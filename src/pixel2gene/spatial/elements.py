@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
+import uuid
 import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -12,6 +14,7 @@ from typing import Any
 import anndata as ad
 import dask.array as da
 import numpy as np
+import pandas as pd
 import xarray as xr
 import zarr
 from numpy.typing import NDArray
@@ -29,7 +32,8 @@ def get_table(sdata: SpatialData, table_key: str) -> ad.AnnData:
     """Look up a table; a KeyError lists those there are."""
     if table_key not in sdata.tables:
         raise KeyError(f"No {table_key!r} among the tables; there are {sorted(sdata.tables)}.")
-    return sdata.tables[table_key]
+    table: ad.AnnData = sdata.tables[table_key]
+    return table
 
 
 def get_record(sdata: SpatialData, key: str, verb: str) -> dict[str, Any]:
@@ -62,13 +66,14 @@ def image_element(
 ) -> xr.DataArray:
     """Image on a superpixel grid from an array (channels, rows, columns), numpy or dask."""
     chunks = tuple(min(chunk, size) for chunk, size in zip(chunks, values.shape, strict=True))
-    return Image2DModel.parse(
+    image: xr.DataArray = Image2DModel.parse(
         # Image2DModel heeds chunks= in pyramids only.
         da.asarray(values).rechunk(chunks),
         dims=("c", "y", "x"),
         c_coords=list(channels),
         transformations=dict(grid.transformations),
     )
+    return image
 
 
 def rows_as_raster(rows: NDArray[np.float32], superpixels: NDArray[np.int64], grid: Grid) -> da.Array:
@@ -82,23 +87,25 @@ def rows_as_raster(rows: NDArray[np.float32], superpixels: NDArray[np.int64], gr
         values[:, block >= 0] = rows[block[block >= 0]].T
         return values
 
-    return lazy.map_blocks(
+    raster: da.Array = lazy.map_blocks(
         lay_out, new_axis=0, chunks=((rows.shape[1],), *lazy.chunks), meta=np.empty((0, 0, 0), np.float16)
     )
+    return raster
 
 
 def labels_element(values: NDArray[Any], grid: Grid) -> xr.DataArray:
     """Labels on a superpixel grid from an array (rows, columns)."""
-    return Labels2DModel.parse(values, dims=("y", "x"), transformations=dict(grid.transformations))
+    labels: xr.DataArray = Labels2DModel.parse(values, dims=("y", "x"), transformations=dict(grid.transformations))
+    return labels
 
 
 def table_element(table: ad.AnnData, region: str, ids: NDArray[Any]) -> ad.AnnData:
     """Link a table to the instances `ids` of the element `region`."""
-    table.obs["region"] = np.full(table.n_obs, region)
-    table.obs["region"] = table.obs["region"].astype("category")
+    table.obs["region"] = pd.Categorical([region] * table.n_obs)
     table.obs["instance_id"] = ids
     # A list, because SpatialData matches a plain string by substring.
-    return TableModel.parse(table, region=[region], region_key="region", instance_key="instance_id")
+    linked: ad.AnnData = TableModel.parse(table, region=[region], region_key="region", instance_key="instance_id")
+    return linked
 
 
 def compute(lazy: da.Array, label: str, progress: bool) -> NDArray[Any]:
@@ -142,8 +149,10 @@ def _write_to_store(sdata: SpatialData, elements: Mapping[str, Any], records: di
     staging = store.parent / f".{store.name}.pixel2gene"
     _recover(store, staging)
     kinds = {key: _kind(element) for key, element in elements.items()}
+    # After a failure dask's threads finish what they are at, which must not end up in the next attempt.
+    new = staging / uuid.uuid4().hex
     try:
-        SpatialData.init_from_elements(dict(elements)).write(staging / "new")
+        SpatialData.init_from_elements(dict(elements)).write(new)
         sdata.attrs[RECORDS] = records
         sdata.write_attrs()
         for key, kind in kinds.items():
@@ -152,13 +161,23 @@ def _write_to_store(sdata: SpatialData, elements: Mapping[str, Any], records: di
             if target.exists():
                 aside.parent.mkdir(parents=True, exist_ok=True)
                 os.rename(target, aside)
-            os.rename(staging / "new" / kind / key, target)
+            os.rename(new / kind / key, target)
     finally:
         _recover(store, staging)
     sdata.write_consolidated_metadata()
-    rasters = tuple({kind for kind in kinds.values() if kind != "tables"})
-    fresh = read_zarr(store, selection=rasters)
+    fresh = _read_quietly(store, tuple({kind for kind in kinds.values() if kind != "tables"}))
     return {key: element if kinds[key] == "tables" else fresh[key] for key, element in elements.items()}
+
+
+def _read_quietly(store: Path, kinds: tuple[str, ...]) -> SpatialData:
+    # For every labels element ome_zarr warns that it has no image as its parent; in SpatialData none has.
+    reader = logging.getLogger("ome_zarr.reader")
+    level = reader.level
+    reader.setLevel(logging.ERROR)
+    try:
+        return read_zarr(store, selection=kinds)
+    finally:
+        reader.setLevel(level)
 
 
 def _recover(store: Path, staging: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import dask.array as da
 import numpy as np
+import pandas as pd
 import torch
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
@@ -193,7 +194,7 @@ def measure_for_model(
     if table_key is None and layer is None:
         layer = model.inputs["layer"]
     units = measured_units(sdata, key, embedded.image_key, embedded.grid, layer)
-    genes = units.genes.get_indexer(model.genes)
+    genes = units.genes.get_indexer(pd.Index(model.genes))
     if (genes < 0).any():
         missing = [gene for gene, position in zip(model.genes, genes, strict=True) if position < 0]
         raise KeyError(
@@ -202,9 +203,7 @@ def measure_for_model(
     return units, measure(embedded, units, genes, key)
 
 
-def slide_measurement(
-    model: Model, embedded: Embedded, measured: Measured, device: torch.device
-) -> Measurement:
+def slide_measurement(model: Model, embedded: Embedded, measured: Measured, device: torch.device) -> Measurement:
     """Bring measured units into the terms of a fitted model: what was held out of whom, and how deep they are.
 
     A slide that the model was not trained on has the depth at which its total counts are as predicted.

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 BLOCK_SIDES = (64, 48, 32, 24, 16, 12, 8)
-BLOCKS_PER_FOLD = 6
+BLOCKS_PER_FOLD = 2
 
 
 def block_folds(
@@ -14,7 +14,7 @@ def block_folds(
 ) -> tuple[NDArray[np.int8], int]:
     """Deal square blocks of superpixels out to folds of about the same number of units.
 
-    The blocks are as large as they can be with six of them in each fold, because a held-out unit whose neighbours
+    The blocks are as large as they can be with two of them in each fold, because a held-out unit whose neighbours
     were trained on says little about tissue that was not measured.
 
     Parameters

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import xarray as xr
 from numpy.typing import ArrayLike, NDArray
-from spatialdata import SpatialData, get_pyramid_levels  # type: ignore[import-untyped]
-from spatialdata.transformations import get_transformation  # type: ignore[import-untyped]
+from spatialdata import SpatialData, get_pyramid_levels
+from spatialdata.transformations import get_transformation
 
 _TOLERANCE_PX = 0.5
 _TOLERANCE_SHEAR = 0.01

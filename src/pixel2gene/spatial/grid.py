@@ -45,13 +45,14 @@ class Grid:
     @property
     def from_pixels(self) -> NDArray[np.float64]:
         """Matrix (3, 3) from the image's full-resolution pixels (x, y, 1) to grid coordinates."""
-        return np.diag([1 / self.factor, 1 / self.factor, 1.0])
+        scale = np.diag([1 / self.factor, 1 / self.factor, 1.0])
+        return scale
 
     @property
     def centres(self) -> NDArray[np.float64]:
         """(superpixels, 2) x and y in grid coordinates, in the order of the ids."""
         rows, columns = np.indices(self.shape)
-        return np.stack([columns.ravel(), rows.ravel()], axis=1) + 0.5
+        return np.stack([columns.ravel(), rows.ravel()], axis=1).astype(np.float64) + 0.5
 
     def ids(self, mask: NDArray[np.bool_]) -> NDArray[np.int64]:
         """(rows, columns) ids where the mask is true, 0 elsewhere."""

@@ -8,7 +8,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 from scipy import sparse
-from spatialdata import SpatialData  # type: ignore[import-untyped]
+from spatialdata import SpatialData
 
 from pixel2gene.spatial.geometry import get_element, raster_levels
 

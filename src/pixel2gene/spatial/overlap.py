@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import dask.array as da
 import dask.dataframe as dd
-import geopandas as gpd  # type: ignore[import-untyped]
+import geopandas as gpd
 import numpy as np
 import pandas as pd
 import shapely

@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-import geopandas as gpd  # type: ignore[import-untyped]
+import geopandas as gpd
 import numpy as np
 import shapely
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
-from spatialdata import SpatialData  # type: ignore[import-untyped]
+from spatialdata import SpatialData
 
 from pixel2gene.spatial.geometry import affine, get_element, square_pixels, system_matrices
 

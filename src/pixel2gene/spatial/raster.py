@@ -55,24 +55,30 @@ def lazy_embedding(slide: Slide, mask: NDArray[np.bool_], mpp: float, encoder: E
     local = _map_tiles(tile, mask, local_channels(encoder), np.float16)
     tissue = da.from_array(mask.astype(np.float16)[None], chunks=(1, *local.chunks[1:]))
     border = max(CONTEXT_WINDOWS) // 2
+    # dask refuses an overlap that is larger than the array.
+    missing = [(0, 0), *((0, max(0, border - size)) for size in mask.shape)]
     wide = da.overlap.overlap(
-        da.concatenate([local, tissue]).rechunk({0: -1}), depth={0: 0, 1: border, 2: border}, boundary=0
+        da.pad(da.concatenate([local, tissue]).rechunk({0: -1}), missing),
+        depth={0: 0, 1: border, 2: border},
+        boundary=0,
     )
     channels = local.shape[0] * (1 + len(CONTEXT_WINDOWS))
     sizes = [tuple(size - 2 * border for size in axis) for axis in wide.chunks[1:]]
-    return wide.map_blocks(
+    embedding = wide.map_blocks(
         lambda block: add_context(block[:-1], block[-1] > 0, border),
         chunks=((channels,), *sizes),
         dtype=np.float16,
         meta=np.empty((0, 0, 0), np.float16),
     )
+    cropped: da.Array = embedding[:, : mask.shape[0], : mask.shape[1]]
+    return cropped
 
 
 def fingerprint(slide: Slide) -> str:
     """Identify an image by a lattice of its pixels."""
     level = slide.levels[-1]
-    lattice = {axis: np.linspace(0, level.sizes[axis] - 1, 64).astype(int) for axis in ("y", "x")}
-    pixels = level.isel(c=slice(3), **lattice).data.compute()
+    y, x = (np.linspace(0, level.sizes[axis] - 1, 64).astype(int) for axis in ("y", "x"))
+    pixels = level.isel(c=slice(3), y=y, x=x).data.compute()
     return hashlib.sha256(np.ascontiguousarray(pixels).tobytes() + str(slide.shape).encode()).hexdigest()
 
 
@@ -87,6 +93,7 @@ def _map_tiles(
         return tile(rows, columns, inside)
 
     lazy = da.from_array(mask, chunks=(TILE, TILE))
-    return lazy.map_blocks(
+    tiles: da.Array = lazy.map_blocks(
         block, new_axis=0, chunks=((channels,), *lazy.chunks), dtype=dtype, meta=np.empty((0, 0, 0), dtype)
     )
+    return tiles

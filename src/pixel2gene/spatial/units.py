@@ -90,9 +90,7 @@ def measured_units(sdata: SpatialData, key: str, image_key: str, grid: Grid, lay
     if key in sdata.points and key not in sdata.tables:
         return _transcripts(sdata, key, image_key, grid)
     table = get_table(sdata, key)
-    units = Units(
-        table.var_names.astype(str), _counts(table, key, layer), table_overlap(sdata, key, image_key, grid)
-    )
+    units = Units(table.var_names.astype(str), _counts(table, key, layer), table_overlap(sdata, key, image_key, grid))
     if units.overlap.nnz == 0:
         raise ValueError(
             f"No unit of table {key!r} overlaps image {image_key!r}: check that both are aligned to the same "
@@ -134,7 +132,7 @@ def select_genes(units: Units, genes: list[str] | None, min_counts: int) -> NDAr
         return chosen
     if len(set(genes)) < len(genes):
         raise ValueError(f"genes= names {sorted({g for g in genes if genes.count(g) > 1})[:5]} more than once.")
-    chosen = units.genes.get_indexer(genes)
+    chosen = units.genes.get_indexer(pd.Index(genes))
     if (chosen < 0).any():
         missing = [gene for gene, position in zip(genes, chosen, strict=True) if position < 0]
         raise KeyError(
@@ -149,14 +147,17 @@ def select_genes(units: Units, genes: list[str] | None, min_counts: int) -> NDAr
 
 def _counts(table: ad.AnnData, key: str, layer: str | None) -> csr_array:
     if layer is not None and layer not in table.layers:
-        raise KeyError(f"No layer {layer!r} in table {key!r}; there are {sorted(table.layers)}.")
+        raise KeyError(f"No layer {layer!r} in table {key!r}; there are {_layers(table)}.")
     if table.n_obs == 0 or table.n_vars == 0:
         raise ValueError(f"Table {key!r} is empty ({table.n_obs} units, {table.n_vars} genes).")
     if not table.var_names.is_unique:
         twice = table.var_names[table.var_names.duplicated()][:5].tolist()
         raise ValueError(f"Table {key!r} has gene names more than once, such as {twice}: call var_names_make_unique().")
-    counts = csr_array(table.X if layer is None else table.layers[layer])
     where = f"table {key!r}" + ("" if layer is None else f", layer {layer!r}")
+    values: Any = table.X if layer is None else table.layers[layer]
+    if values is None:
+        raise ValueError(f"No X in {where}: pass layer= with the counts (layers: {_layers(table)}).")
+    counts = csr_array(values)
     if not np.isfinite(counts.data).all():
         raise ValueError(f"The values of {where} contain NaN or infinity; raw counts are expected.")
     if (counts.data < 0).any():
@@ -164,9 +165,14 @@ def _counts(table: ad.AnnData, key: str, layer: str | None) -> csr_array:
     if (counts.data != np.rint(counts.data)).any():
         raise ValueError(
             f"The values of {where} are not whole numbers, so they are not raw counts: pass layer= with the counts "
-            f"(layers: {sorted(table.layers)})."
+            f"(layers: {_layers(table)})."
         )
     return counts
+
+
+def _layers(table: ad.AnnData) -> list[str]:
+    # AnnData lists X among them, as None.
+    return sorted(name for name in table.layers.keys() if name is not None)
 
 
 def _regions(table: ad.AnnData, key: str) -> Iterator[tuple[str, NDArray[np.intp], NDArray[Any]]]:
@@ -205,7 +211,8 @@ def _transcripts(sdata: SpatialData, key: str, image_key: str, grid: Grid) -> Un
     measured = np.flatnonzero(_measured_area(occupied))
     row = np.searchsorted(measured, where.indices)
     counts = csr_array(
-        (np.ones(len(row), np.float32), (row, genes.codes.astype(np.int64))), shape=(len(measured), len(genes.categories))
+        (np.ones(len(row), np.float32), (row, genes.codes.astype(np.int64))),
+        shape=(len(measured), len(genes.categories)),
     )
     identity = csr_array(
         (np.ones(len(measured), np.float32), measured, np.arange(len(measured) + 1)), shape=(len(measured), grid.size)

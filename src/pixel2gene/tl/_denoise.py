@@ -5,7 +5,6 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
-from scipy.sparse import csr_array
 from spatialdata import SpatialData
 
 from pixel2gene import __version__
@@ -23,9 +22,7 @@ from pixel2gene.spatial.elements import (
     write_elements,
 )
 from pixel2gene.spatial.embedded import (
-    Embedded,
     Measured,
-    held_out_fold,
     measure_for_model,
     open_for_model,
     slide_measurement,
@@ -33,7 +30,7 @@ from pixel2gene.spatial.embedded import (
 )
 
 UNIT = "expected counts per unit"
-# Units that suffice to estimate the shape of each gene's prior.
+# Units that suffice to tell the shape of each gene's prior.
 SHAPE_UNITS = 20_000
 
 
@@ -53,9 +50,9 @@ def denoise(
 ) -> None:
     """Denoise what was measured: weigh each count against what the H&E lets expect there.
 
-    The expectation comes from the members that did not see the unit (out-of-fold). How far it is trusted is learnt
-    per gene: its rate is gamma distributed around the expectation with a shape of maximum likelihood, and the result
-    is the posterior given the count.
+    The expectation is the mean over all members. How far it is trusted is learnt per gene from the members that did
+    not see a unit (out-of-fold): its rate is gamma distributed around their expectation with a shape of maximum
+    likelihood. The result is the posterior given the count.
 
     Parameters
     ----------
@@ -101,15 +98,13 @@ def denoise(
     units, measured = measure_for_model(sdata, model, embedded, table_key, layer)
     data = slide_measurement(model, embedded, measured, chosen_device)
 
+    shape = _prior_shape(model, data, chosen_device, seed)
     prior = np.empty((len(measured.rows), len(model.genes)), np.float32)
-    for rows, mean in predict_units(model.network, data, chosen_device, held_out=True):
-        prior[rows] = mean
-    shape = _prior_shape(data.counts, prior, seed)
     posterior, sd = np.empty_like(prior), np.empty_like(prior)
-    for rows in np.array_split(np.arange(len(prior)), len(prior) // SHAPE_UNITS + 1):
-        posterior[rows], sd[rows] = gamma_poisson_posterior(data.counts[rows].toarray(), prior[rows], shape)
-
-    covered, dense = _on_superpixels(model, embedded, measured, data, posterior / np.maximum(prior, 1e-8), chosen_device)
+    for rows, mean in predict_units(model.network, data, chosen_device, held_out=False):
+        prior[rows] = mean
+        posterior[rows], sd[rows] = gamma_poisson_posterior(data.counts[rows].toarray(), mean, shape)
+    covered, dense = _on_superpixels(model, measured, data, posterior / np.maximum(prior, 1e-8), chosen_device)
     table = ad.AnnData(
         posterior,
         var=model.scores.assign(prior_shape=shape),
@@ -142,34 +137,21 @@ def denoise(
     write_elements(sdata, elements, record, progress=progress, label="denoise")
 
 
-def _prior_shape(counts: csr_array, prior: NDArray[np.float32], seed: int) -> NDArray[np.float64]:
-    estimator = ShapeEstimator(prior.shape[1])
-    sample = np.sort(np.random.default_rng(seed).permutation(len(prior))[:SHAPE_UNITS])
-    for rows in np.array_split(sample, len(sample) // 1000 + 1):
-        estimator.add(counts[rows].toarray(), prior[rows])
+def _prior_shape(model: Model, data: Measurement, device: torch.device, seed: int) -> NDArray[np.float64]:
+    estimator = ShapeEstimator(len(model.genes))
+    sample = np.sort(np.random.default_rng(seed).permutation(len(data.fold))[:SHAPE_UNITS])
+    some = data.rows(sample)
+    for rows, mean in predict_units(model.network, some, device, held_out=True):
+        estimator.add(some.counts[rows].toarray(), mean)
     return estimator.shape
 
 
 def _on_superpixels(
-    model: Model,
-    embedded: Embedded,
-    measured: Measured,
-    data: Measurement,
-    correction: NDArray[np.float32],
-    device: torch.device,
+    model: Model, measured: Measured, data: Measurement, correction: NDArray[np.float32], device: torch.device
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """Flat indices of the measured superpixels and their expectation times the correction of the units over them."""
     share = np.asarray(data.overlap.sum(axis=0)).ravel()
     columns = np.flatnonzero(share > 0)
-    covered = measured.superpixels[columns]
-    slide = training_slide(model, embedded)
-    fold = held_out_fold(slide, embedded.grid.centres[covered])
-    rate = np.empty((len(columns), len(model.genes)), np.float32)
-    every_gene = np.arange(len(model.genes))
-    for one in np.unique(fold):
-        members = slice(one, one + 1) if one >= 0 else slice(None)
-        chosen = fold == one
-        rate[chosen] = predict_rates(model.network, data.features[columns[chosen]], every_gene, device, members)[0]
-    spread = data.overlap[:, columns].T @ correction / share[columns, None]
-    depth = np.float32(data.depth.mean() if slide is None else slide.depth)
-    return covered, rate * spread * depth
+    rate, _ = predict_rates(model.network, data.features[columns], np.arange(len(model.genes)), device)
+    weight = data.overlap[:, columns].T
+    return measured.superpixels[columns], rate * (weight @ (correction * data.depth[:, None])) / share[columns, None]

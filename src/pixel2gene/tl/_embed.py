@@ -29,7 +29,7 @@ def embed(
     """Describe the morphology of every superpixel of tissue by a vector.
 
     The image is resampled to the encoder's resolution and encoded in overlapping tiles, so that their borders do not
-    show. Colour and stain statistics and the mean over the surrounding tissue (72, 200 and 520 µm wide) are joined
+    show. Colour and stain statistics and the mean over the surrounding tissue (72 and 200 µm wide) are joined
     to the encoder's channels.
 
     Parameters

@@ -87,7 +87,9 @@ def fit(
     }
     names = _common_genes(units, list(genes) if genes is not None else None)
     measured = {
-        name: measure(embedded[name], u, u.genes.get_indexer(names), f"{table_key} of {name}" if len(slides) > 1 else table_key)
+        name: measure(
+            embedded[name], u, u.genes.get_indexer(names), f"{table_key} of {name}" if len(slides) > 1 else table_key
+        )
         for name, u in units.items()
     }
     typical = float(np.mean([m.density for m in measured.values()]))

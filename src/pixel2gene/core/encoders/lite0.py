@@ -148,7 +148,8 @@ def load_blocks() -> tuple[Block, ...]:
 
 
 def _onnx_session(blocks: tuple[Block, ...]) -> onnxruntime.InferenceSession:
-    nodes, weights, outputs = [], [numpy_helper.from_array(np.float32(0), "zero"), numpy_helper.from_array(np.float32(6), "six")], []
+    nodes, outputs = [], []
+    weights = [numpy_helper.from_array(np.array(n, np.float32), name) for n, name in ((0, "zero"), (6, "six"))]
     x = "rgb"
     for i, block in enumerate(blocks):
         y = x
