@@ -75,14 +75,15 @@ def simulated(
 
 
 class _Spots:
-    """Counts, overlap and mean embedding of the spots of a section."""
+    """Counts, tissue area and mean embedding of the spots of a section."""
 
     def __init__(self, sdata: SpatialData) -> None:
         embedded = open_embedding(sdata, "he")
         self.units: Units = measured_units(sdata, "counts", "he", embedded.grid)
         superpixels, features = embedded.tissue()
         overlap = self.units.overlap[:, superpixels]
-        self.features = np.asarray(overlap @ features.astype(np.float32)) / overlap.sum(axis=1)[:, None]
+        self.area = overlap.sum(axis=1)
+        self.features = np.asarray(overlap @ features.astype(np.float32)) / self.area[:, None]
         self.counts = self.units.counts.toarray()
 
     def log(self, genes: list[str]) -> NDArray[np.float64]:
@@ -113,10 +114,11 @@ def _score_spots(
     seconds = time.perf_counter() - start
     target = slides[section]
     p2g.tl.predict(target, model, key_added="benchmark", overwrite=True, progress=False)
-    rates = target["benchmark_map"].sel(c=genes).values.reshape(len(genes), -1).astype(np.float32)
-    expected = test.units.overlap @ np.nan_to_num(rates).T
-    typical = np.mean([spots[name].counts[used].sum(axis=1).mean() for name, used in use.items()])
-    ours = np.log1p(expected / typical * TARGET)[rows]
+    rates = target["benchmark_map"].sel(c=genes).values.reshape(len(genes), -1).T.astype(np.float32)
+    # Per tissue area: spots at the border have as many counts as the others, only on less tissue.
+    density = test.units.overlap @ np.nan_to_num(rates) / test.area[:, None]
+    typical = np.mean([spots[name].counts[used].sum() / spots[name].area[used].sum() for name, used in use.items()])
+    ours = np.log1p(density / typical * TARGET)[rows]
 
     x = np.concatenate([spots[name].features[used] for name, used in use.items()])
     truth = test.log(genes)[rows]

@@ -175,7 +175,7 @@ def test_unknown_keys_are_answered_with_those_there_are(embedded: SpatialData, f
     for call, known in [
         (lambda: p2g.tl.tissue(embedded, "nope"), "['he', 'he_embedding', 'truth']"),
         (lambda: p2g.tl.embed(embedded, "he", tissue_key="nope", key_added="x"), "'he_tissue'"),
-        (lambda: p2g.tl.predict(embedded, fitted, image_key="nope"), "['he_embedding', 'he_tissue']"),
+        (lambda: p2g.tl.predict(embedded, fitted, image_key="nope"), "['he_embedding']"),
         (lambda: p2g.tl.denoise(embedded, fitted, table_key="nope"), "['counts']"),
         (lambda: p2g.tl.evaluate(embedded, fitted, table_key="nope"), "['counts']"),
         (lambda: p2g.tl.predict(embedded, fitted, genes=["nope"]), "GENE0001"),

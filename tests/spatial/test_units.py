@@ -120,6 +120,7 @@ def unlinked():
     return table
 
 
+@pytest.mark.filterwarnings("ignore:Variable names are not unique")
 @pytest.mark.parametrize(
     ("make", "message"),
     [

@@ -370,11 +370,19 @@ def _step(
     optimiser.zero_grad(set_to_none=True)
     # Members share no weights, so that each has the gradient of its own mean.
     ((loss * seen).sum(dim=1) / seen.sum(dim=1).clamp_min(1)).sum().backward()
-    torch.nn.utils.clip_grad_norm_(network.parameters(), float(recipe.folds))
+    _clip_gradients(network)
     optimiser.step()
     with torch.no_grad():
         for slow, fast in zip(average.parameters(), network.parameters(), strict=True):
             slow.lerp_(fast, 1 - recipe.averaging)
+
+
+def _clip_gradients(network: Ensemble) -> None:
+    """Shorten each member's gradient to 1, so that no member's step depends on what another one saw."""
+    gradients = [parameter.grad for parameter in network.parameters() if parameter.grad is not None]
+    norm = torch.stack([gradient.square().sum(dim=(1, 2)) for gradient in gradients]).sum(dim=0).sqrt()
+    for gradient in gradients:
+        gradient.mul_((1 / norm.clamp_min(1))[:, None, None])
 
 
 def _pieces(overlap: csr_array, units: NDArray[np.intp]) -> Iterator[NDArray[np.intp]]:

@@ -13,7 +13,7 @@ from skimage.morphology import remove_small_holes, remove_small_objects
 FAINTEST, DENSEST_THRESHOLD = 0.03, 0.08
 # Texture (sd of the optical density) of pale tissue such as fat and oedema.
 TEXTURED = 0.05
-DARKEST_GLASS = 200.0
+DARKEST_GLASS = 215.0
 SMALLEST = 10
 
 

@@ -39,10 +39,10 @@ def get_table(sdata: SpatialData, table_key: str) -> ad.AnnData:
 def get_record(sdata: SpatialData, key: str, verb: str) -> dict[str, Any]:
     """What a verb recorded of the element that it wrote; a KeyError says which verb writes it."""
     records = sdata.attrs.get(RECORDS, {})
-    if key not in sdata or key not in records:
-        known = sorted(name for name in records if name in sdata)
+    if key not in sdata or records.get(key, {}).get("verb") != verb:
+        known = sorted(name for name, record in records.items() if name in sdata and record["verb"] == verb)
         raise KeyError(
-            f"No {key!r} written by pixel2gene.tl.{verb}; there are {known}. Run pixel2gene.tl.{verb} first, or name "
+            f"No {key!r} written by pixel2gene.tl.{verb}; it wrote {known}. Run pixel2gene.tl.{verb} first, or name "
             "the element that it wrote."
         )
     record: dict[str, Any] = records[key]

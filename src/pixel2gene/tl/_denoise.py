@@ -1,8 +1,9 @@
 from __future__ import annotations
 
+from typing import Any
+
 import anndata as ad
 import numpy as np
-import pandas as pd
 import torch
 from numpy.typing import NDArray
 from spatialdata import SpatialData
@@ -105,11 +106,7 @@ def denoise(
         prior[rows] = mean
         posterior[rows], sd[rows] = gamma_poisson_posterior(data.counts[rows].toarray(), mean, shape)
     covered, dense = _on_superpixels(model, measured, data, posterior / np.maximum(prior, 1e-8), chosen_device)
-    table = ad.AnnData(
-        posterior,
-        var=model.scores.assign(prior_shape=shape),
-        layers={"sd": sd},
-    )
+    table = ad.AnnData(posterior, var=model.scores.assign(prior_shape=shape), layers={"sd": sd})
     table.uns["pixel2gene"] = record = {
         "verb": "denoise",
         "version": __version__,
@@ -119,17 +116,17 @@ def denoise(
         "encoder": model.encoder["name"],
         "trained_on_this_slide": training_slide(model, embedded) is not None,
     }
-    elements = {keys[1]: image_element(rows_as_raster(dense, covered, grid), grid, model.genes)}
+    elements: dict[str, Any] = {keys[1]: image_element(rows_as_raster(dense, covered, grid), grid, model.genes)}
     if units.superpixels is not None:
         ids = units.superpixels[measured.rows] + 1
         mask = np.isin(np.arange(1, grid.size + 1), ids).reshape(grid.shape)
-        table.obs_names = ids.astype(str)
+        table.obs_names = ids.astype(str).tolist()
         table.obsm["spatial"] = grid.centres[ids - 1] * grid.factor
         elements[keys[2]] = labels_element(grid.ids(mask), grid)
         table = table_element(table, keys[2], ids)
     else:
         original = get_table(sdata, source)
-        table.obs = original.obs.iloc[measured.rows].copy()
+        table.obs = original.obs.iloc[measured.rows].copy()  # type: ignore[assignment]
         table.uns["spatialdata_attrs"] = dict(original.uns["spatialdata_attrs"])
         if "spatial" in original.obsm:
             table.obsm["spatial"] = original.obsm["spatial"][measured.rows]
@@ -147,7 +144,7 @@ def _prior_shape(model: Model, data: Measurement, device: torch.device, seed: in
 
 
 def _on_superpixels(
-    model: Model, measured: Measured, data: Measurement, correction: NDArray[np.float32], device: torch.device
+    model: Model, measured: Measured, data: Measurement, correction: NDArray[np.floating], device: torch.device
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """Flat indices of the measured superpixels and their expectation times the correction of the units over them."""
     share = np.asarray(data.overlap.sum(axis=0)).ravel()

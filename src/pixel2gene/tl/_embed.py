@@ -10,7 +10,7 @@ from pixel2gene.spatial.grid import SUPERPIXEL_UM, superpixel_grid
 from pixel2gene.spatial.image import open_image
 from pixel2gene.spatial.mask import read_mask
 from pixel2gene.spatial.pixel_size import pixel_size
-from pixel2gene.spatial.raster import fingerprint, lazy_embedding
+from pixel2gene.spatial.raster import TILE, fingerprint, lazy_embedding
 
 
 def embed(
@@ -99,5 +99,5 @@ def embed(
     }
     channels = [f"{chosen.name}_{i}" for i in range(values.shape[0])]
     # Models read all channels of a superpixel at once, so that they stay together in a chunk.
-    element = image_element(values, grid, channels, chunks=values.chunksize)
+    element = image_element(values, grid, channels, chunks=(len(channels), TILE, TILE))
     write_elements(sdata, {key_added: element}, record, progress=progress, label="embed")

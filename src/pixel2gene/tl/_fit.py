@@ -3,6 +3,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import pandas as pd
 from scipy.sparse import block_diag, csr_array, vstack
 from spatialdata import SpatialData
 
@@ -88,7 +89,10 @@ def fit(
     names = _common_genes(units, list(genes) if genes is not None else None)
     measured = {
         name: measure(
-            embedded[name], u, u.genes.get_indexer(names), f"{table_key} of {name}" if len(slides) > 1 else table_key
+            embedded[name],
+            u,
+            u.genes.get_indexer(pd.Index(names)),
+            table_key if len(slides) == 1 else f"{table_key} of {name}",
         )
         for name, u in units.items()
     }

@@ -77,7 +77,7 @@ def predict(
     keys = [key_added, f"{key_added}_superpixels", f"{key_added}_map"]
     require_new(sdata, keys, overwrite)
     names = list(model.genes if genes is None else genes)
-    positions = pd.Index(model.genes).get_indexer(names)
+    positions = pd.Index(model.genes).get_indexer(pd.Index(names))
     if (positions < 0).any():
         unknown = [name for name, position in zip(names, positions, strict=True) if position < 0]
         raise KeyError(f"The model lacks {unknown[:5]}; it has {len(model.genes)} genes, such as {model.genes[:5]}.")
