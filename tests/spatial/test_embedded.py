@@ -78,21 +78,42 @@ def model_of(slides=(), library_size=False, genes=GENES, **inputs):
     )
 
 
-def test_tissue_is_that_of_the_raster(values, embedded):
+def standardised(values):
+    """(superpixels, channels) of the tissue."""
+    inside = values[:, (values != 0).any(axis=0)].T.astype(np.float64)
+    return (inside - inside.mean(axis=0)) / inside.std(axis=0)
+
+
+def test_tissue_is_that_of_the_raster_standardised(values, embedded):
     index, features = embedded.tissue()
-    inside = (values != 0).any(axis=0)
-    np.testing.assert_array_equal(index, np.flatnonzero(inside))
-    np.testing.assert_array_equal(features, values.reshape(CHANNELS, -1)[:, index].T)
+    np.testing.assert_array_equal(index, np.flatnonzero((values != 0).any(axis=0)))
+    np.testing.assert_allclose(features, standardised(values), atol=5e-3)
     assert features.dtype == np.float16
 
 
 def test_blocks_come_apart(values, embedded):
     seen = []
+    row = np.cumsum((values != 0).any(axis=0).ravel()) - 1
     for index, features in embedded.blocks():
-        np.testing.assert_array_equal(features, values.reshape(CHANNELS, -1)[:, index].T)
+        np.testing.assert_allclose(features, standardised(values)[row[index]], atol=5e-3)
         seen += index.tolist()
     assert len(seen) == len(set(seen)) == (values != 0).any(axis=0).sum()
     assert len(list(embedded.blocks())) == 9
+
+
+def test_another_stain_makes_no_difference(values, embedded):
+    """One that scales and shifts the channels."""
+    inside = (values != 0).any(axis=0)
+    stained = (values * 0.5 + np.arange(1, CHANNELS + 1)[:, None, None]) * inside
+    other = Embedded(RECORD, embedded.grid, da.from_array(stained.astype(np.float16), chunks=(-1, 7, 11)))
+    np.testing.assert_allclose(other.tissue()[1], embedded.tissue()[1], atol=2e-2)
+
+
+def test_constant_channel_stays_finite(values, embedded):
+    constant = values.copy()
+    constant[1] = np.where((values != 0).any(axis=0), 3, 0)
+    _, features = Embedded(RECORD, embedded.grid, da.from_array(constant, chunks=-1)).tissue()
+    np.testing.assert_array_equal(features[:, 1], 0)
 
 
 def test_units_off_tissue_are_dropped(values, embedded, units):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import dask.array as da
@@ -25,6 +26,7 @@ from pixel2gene.spatial.units import Units, measured_units
 TISSUE_SHARE = 0.5
 # Side, in superpixels, of the patches whose units are trained on together.
 PATCH = 4
+SMALLEST_SD = 1e-3
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,29 @@ class Embedded:
         return key
 
     def blocks(self) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float16]]]:
-        """Flat indices of the tissue superpixels of each chunk, and their (superpixels, channels) embedding."""
+        """Flat indices of the tissue superpixels of each chunk, and their (superpixels, channels) embedding.
+
+        Every channel has mean 0 and standard deviation 1 over the tissue of the slide, which takes out much of what
+        stain and scanner do.
+        """
+        mean, sd = self._mean_and_sd
+        for index, block in self._raw_blocks():
+            yield index, ((block - mean) / sd).astype(np.float16)
+
+    @cached_property
+    def _mean_and_sd(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        count, total, squares = 0, np.zeros(self.values.shape[0]), np.zeros(self.values.shape[0])
+        for _, block in self._raw_blocks():
+            values = block.astype(np.float64)
+            count += len(values)
+            total += values.sum(axis=0)
+            squares += np.square(values).sum(axis=0)
+        mean = total / count
+        variance = np.maximum(squares / count - mean**2, 0)
+        # A channel that hardly varies must not be blown up.
+        return mean.astype(np.float32), np.sqrt(variance).clip(SMALLEST_SD).astype(np.float32)
+
+    def _raw_blocks(self) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float16]]]:
         ids = np.arange(self.grid.size).reshape(self.grid.shape)
         row = 0
         for i, height in enumerate(self.values.chunks[1]):
@@ -65,7 +89,7 @@ class Embedded:
             row += height
 
     def tissue(self) -> tuple[NDArray[np.int64], NDArray[np.float16]]:
-        """Flat indices of all tissue superpixels, ascending, and their (superpixels, channels) embedding."""
+        """All `blocks` together, in the order of the flat indices."""
         indices, features = zip(*self.blocks(), strict=True)
         index = np.concatenate(indices)
         order = np.argsort(index)
