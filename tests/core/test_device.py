@@ -4,12 +4,9 @@ import torch
 from pixel2gene.core.device import choose_device
 
 
-@pytest.mark.parametrize(
-    ("cuda", "mps", "best"), [(True, True, "cuda"), (True, False, "cuda"), (False, True, "mps"), (False, False, "cpu")]
-)
-def test_the_best_device_there_is(monkeypatch, cuda, mps, best):
+@pytest.mark.parametrize(("cuda", "best"), [(True, "cuda"), (False, "cpu")])
+def test_the_best_device_there_is(monkeypatch, cuda, best):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
-    monkeypatch.setattr(torch.mps, "is_available", lambda: mps)
     assert choose_device(None) == torch.device(best)
 
 

@@ -82,6 +82,11 @@ def test_neighbours_cover_a_superpixel_together(slide):
     assert masked(slide, shapes(shapely.box(0, 0, 5, 16), shapely.box(5, 0, 9, 16)))[0, 0]
 
 
+def test_overlapping_shapes_count_once(slide):
+    with pytest.raises(ValueError, match="covers no superpixel"):
+        masked(slide, shapes(shapely.box(0, 0, 5, 16), shapely.box(0, 0, 5, 16), shapely.box(1, 0, 5, 16)))
+
+
 @pytest.mark.parametrize("kind", ["labels", "shapes"])
 def test_a_mask_elsewhere_is_refused(slide, kind):
     element = (

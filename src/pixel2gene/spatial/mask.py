@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
+import shapely
 from numpy.typing import NDArray
 from spatialdata import SpatialData
 
 from pixel2gene.spatial.geometry import affine, get_element, raster_levels
 from pixel2gene.spatial.grid import Grid
-from pixel2gene.spatial.overlap import label_overlap, overlap
+from pixel2gene.spatial.overlap import label_overlap, polygon_overlap
 
 
 def read_mask(sdata: SpatialData, mask_key: str, image_key: str, grid: Grid) -> NDArray[np.bool_]:
@@ -31,7 +32,10 @@ def read_mask(sdata: SpatialData, mask_key: str, image_key: str, grid: Grid) -> 
             inside = (labels.data != 0).astype(np.uint8)
             mask = _covered(label_overlap(inside, np.array([1]), matrix, grid.shape), grid)
     else:
-        mask = _covered(overlap(element, element.index, matrix, grid.shape), grid)
+        outlines = element.buffer(element["radius"]) if "radius" in element else element.geometry
+        # One outline, so that where shapes overlap nothing counts twice.
+        union = np.array([shapely.union_all(outlines.to_numpy())], dtype=object)
+        mask = _covered(polygon_overlap(union, matrix, grid.shape), grid)
     if not mask.any():
         raise ValueError(f"The mask {mask_key!r} covers no superpixel of image {image_key!r}; check its alignment.")
     return mask
