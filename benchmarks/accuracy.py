@@ -6,7 +6,6 @@ uv run python benchmarks/accuracy.py simulated   Visium HD with known truth, hal
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 from typing import Annotated
@@ -186,7 +185,10 @@ def _published_network(
     epochs: int,
     seed: int,
 ) -> NDArray[np.float32]:
-    """Train one network as Pixel2Gene (Li et al., 2026) describes it, and predict every superpixel of tissue."""
+    """Predict every superpixel of tissue by one network of the size, loss and schedule of Pixel2Gene (Li et al., 2026).
+
+    Without its selection of training superpixels and its folds.
+    """
     torch.manual_seed(seed)
     x = torch.from_numpy(features.astype(np.float32))
     x = (x - x.mean(0)) / x.std(0).clamp_min(1e-3)
@@ -240,7 +242,7 @@ def _pearson(a: NDArray[np.floating], b: NDArray[np.floating]) -> float:
 def _report(table: pd.DataFrame, out: Path | None) -> None:
     print(table.round(3).to_string(na_rep="-"))
     if out is not None:
-        out.write_text(json.dumps(table.reset_index().to_dict("records"), indent=1))
+        table.reset_index().to_json(out, orient="records", indent=1)
 
 
 if __name__ == "__main__":

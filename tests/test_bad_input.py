@@ -226,6 +226,10 @@ def test_store_that_cannot_be_written(embedded: SpatialData, tmp_path: Path, mon
 def test_slides_without_a_common_gene(embedded: SpatialData) -> None:
     other = deepcopy(embedded)
     other["counts"].var_names = [f"ENSG{i}" for i in range(other["counts"].n_vars)]
+    with pytest.raises(ValueError, match="'slide_0' and 'slide_1' have the same H&E"):
+        fit([embedded, other])
+    record = other.attrs["pixel2gene"]["he_embedding"]
+    other.attrs["pixel2gene"]["he_embedding"] = {**record, "fingerprint": "other"}
     with pytest.raises(ValueError, match="share no gene"):
         fit([embedded, other])
     with pytest.raises(ValueError, match="No slide was given"):

@@ -246,7 +246,6 @@ def predict_rates(
     features: NDArray[np.floating],
     genes: NDArray[np.intp],
     device: torch.device,
-    members: slice = slice(None),
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Mean and standard deviation over the members of the (superpixels, genes) expected counts per superpixel."""
     mean = np.empty((len(features), len(genes)), np.float32)
@@ -255,7 +254,7 @@ def predict_rates(
     with torch.inference_mode():
         for start in range(0, len(features), SCORING_SUPERPIXELS):
             rows = slice(start, start + SCORING_SUPERPIXELS)
-            rate = network(torch.from_numpy(features[rows]).to(device), members, chosen).exp()
+            rate = network(torch.from_numpy(features[rows]).to(device), genes=chosen).exp()
             mean[rows] = rate.mean(dim=0).cpu().numpy()
             sd[rows] = rate.std(dim=0, correction=0).cpu().numpy()
     return mean, sd

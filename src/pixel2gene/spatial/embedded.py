@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any
 
 import dask.array as da
@@ -59,22 +58,9 @@ class Embedded:
         Every channel has mean 0 and standard deviation 1 over the tissue of the slide, which takes out much of what
         stain and scanner do.
         """
-        mean, sd = self._mean_and_sd
+        mean, sd = _mean_and_sd(block for _, block in self._raw_blocks())
         for index, block in self._raw_blocks():
             yield index, ((block - mean) / sd).astype(np.float16)
-
-    @cached_property
-    def _mean_and_sd(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        count, total, squares = 0, np.zeros(self.values.shape[0]), np.zeros(self.values.shape[0])
-        for _, block in self._raw_blocks():
-            values = block.astype(np.float64)
-            count += len(values)
-            total += values.sum(axis=0)
-            squares += np.square(values).sum(axis=0)
-        mean = total / count
-        variance = np.maximum(squares / count - mean**2, 0)
-        # A channel that hardly varies must not be blown up.
-        return mean.astype(np.float32), np.sqrt(variance).clip(SMALLEST_SD).astype(np.float32)
 
     def _raw_blocks(self) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float16]]]:
         ids = np.arange(self.grid.size).reshape(self.grid.shape)
@@ -89,18 +75,32 @@ class Embedded:
             row += height
 
     def tissue(self) -> tuple[NDArray[np.int64], NDArray[np.float16]]:
-        """All `blocks` together, in the order of the flat indices."""
-        indices, features = zip(*self.blocks(), strict=True)
-        index = np.concatenate(indices)
+        """All `blocks` together, in the order of the flat indices, read once."""
+        parts = list(self._raw_blocks())
+        mean, sd = _mean_and_sd(block for _, block in parts)
+        index = np.concatenate([part for part, _ in parts])
         order = np.argsort(index)
-        joined = np.empty((len(index), self.values.shape[0]), np.float16)
         position = np.empty_like(order)
         position[order] = np.arange(len(order))
+        joined = np.empty((len(index), self.values.shape[0]), np.float16)
         start = 0
-        for part in features:
-            joined[position[start : start + len(part)]] = part
-            start += len(part)
+        for _, block in parts:
+            joined[position[start : start + len(block)]] = (block - mean) / sd
+            start += len(block)
         return index[order], joined
+
+
+def _mean_and_sd(blocks: Iterable[NDArray[np.float16]]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Of each channel over all rows of (rows, channels) blocks."""
+    sums = [
+        (len(block), block.sum(axis=0, dtype=np.float64), np.square(block, dtype=np.float64).sum(axis=0))
+        for block in blocks
+    ]
+    count, total, squares = (sum(column) for column in zip(*sums, strict=True))
+    mean = np.asarray(total / count)
+    variance = np.maximum(squares / count - mean**2, 0)
+    # A channel that hardly varies must not be blown up.
+    return mean.astype(np.float32), np.sqrt(variance).clip(SMALLEST_SD).astype(np.float32)
 
 
 @dataclass(frozen=True)

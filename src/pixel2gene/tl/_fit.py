@@ -77,12 +77,13 @@ def fit(
         If there is no such table, layer, gene or embedding.
     ValueError
         If the values are no counts, nothing of the table lies on tissue, the genes have no counts, the slides share
-        no gene or were embedded differently, or there are fewer spatial blocks than folds.
+        no gene, were embedded differently or have the same H&E, or there are fewer spatial blocks than folds.
     """
     slides = _by_name(sdata)
     chosen_device = choose_device(device)
     embedded = {name: open_embedding(one, image_key, embedding_key) for name, one in slides.items()}
     encoder = _common_encoder(embedded)
+    _require_different_images(embedded)
     units = {
         name: measured_units(one, table_key, image_key, embedded[name].grid, layer) for name, one in slides.items()
     }
@@ -137,6 +138,15 @@ def _common_encoder(embedded: dict[str, Embedded]) -> dict[str, object]:
     if other:
         raise ValueError(f"The slides {other} were embedded otherwise than the first: embed all with one encoder.")
     return dict(first)
+
+
+def _require_different_images(embedded: dict[str, Embedded]) -> None:
+    """Folds and depth are kept by H&E: of two slides with the same one, each would give away the other's blocks."""
+    named: dict[str, str] = {}
+    for name, one in embedded.items():
+        other = named.setdefault(one.record["fingerprint"], name)
+        if other != name:
+            raise ValueError(f"The slides {other!r} and {name!r} have the same H&E: join their counts in one table.")
 
 
 def _common_genes(units: dict[str, Units], genes: list[str] | None) -> list[str]:
