@@ -1,5 +1,6 @@
 import json
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -9,6 +10,7 @@ from safetensors.numpy import load_file, save_file
 
 from pixel2gene.core.ensemble import Architecture, Ensemble
 from pixel2gene.core.model import CARD, FORMAT, WEIGHTS, Model, TrainingSlide
+from pixel2gene.core.paper import PaperRecipe
 from pixel2gene.core.regression import History, Recipe
 
 GENES = ["ACTB", "ERBB2", "CD3E"]
@@ -63,6 +65,38 @@ def test_round_trip(model, saved):
         assert found.fold.dtype == np.int8
         for name in ("fingerprint", "name", "depth", "side"):
             assert getattr(found, name) == getattr(expected, name)
+
+
+def test_round_trip_of_the_published_recipe(model, tmp_path):
+    architecture = replace(model.network.architecture, dropout=0.0, input_dropout=0.0, link="elu")
+    network = Ensemble(architecture, torch.Generator().manual_seed(0)).eval()
+    network.scale.uniform_(1, 2)
+    network.offset.uniform_()
+    recipe = PaperRecipe(folds=5, hidden=(6, 4), epochs=3)
+    replace(model, network=network, recipe=recipe).save(tmp_path / "paper.p2g")
+    read = Model.load(tmp_path / "paper.p2g")
+    assert read.recipe == recipe
+    assert read.network.architecture == architecture
+    features = torch.randn(9, 8)
+    assert torch.equal(read.network.rates(features), network.rates(features))
+
+
+@pytest.mark.parametrize("kind", [Recipe, PaperRecipe])
+def test_the_card_names_the_recipe(model, tmp_path, kind):
+    replace(model, recipe=kind()).save(tmp_path / "m.p2g")
+    name = json.loads((tmp_path / "m.p2g" / CARD).read_text())["recipe"]["name"]
+    assert name == {Recipe: "default", PaperRecipe: "paper"}[kind]
+
+
+def test_models_from_before_there_were_recipes_are_read(model, saved):
+    def older(card):
+        del card["recipe"]["name"], card["architecture"]["link"]
+
+    edit(saved, older)
+    read = Model.load(saved)
+    assert read.recipe == model.recipe
+    features = torch.randn(9, 8)
+    assert torch.equal(read.network.rates(features), model.network(features).exp())
 
 
 def test_all_scores_may_be_nan(model, tmp_path):
@@ -153,6 +187,8 @@ def without(path, prefix):
         lambda path: edit(path, lambda card: card["genes"].append("KRT5")),
         lambda path: edit(path, lambda card: card["architecture"].update(hidden=[6, 5])),
         lambda path: edit(path, lambda card: card["recipe"].update(magic=1)),
+        lambda path: edit(path, lambda card: card["recipe"].update(name="secret")),
+        lambda path: edit(path, lambda card: card["architecture"].update(link="elu")),
         lambda path: edit(path, lambda card: card.update(recipe=None)),
         lambda path: edit(path, lambda card: card.pop("inputs")),
         lambda path: edit(path, lambda card: card["scores"]["pearson"].pop()),

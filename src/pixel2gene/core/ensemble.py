@@ -5,17 +5,33 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 # Standardised features beyond this many standard deviations are cut, so that unseen colours cannot run away in exp().
 FEATURE_LIMIT = 6.0
+SMALLEST_SD = 1e-3
+LEAK = 0.1
+ELU = 0.01
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """Sizes that rebuild an ensemble before its weights are loaded."""
+    """What rebuilds an ensemble before its weights are loaded.
+
+    Attributes
+    ----------
+    members, channels, genes, hidden
+        Sizes.
+    dropout, input_dropout
+        Share of hidden units, and of channels, left out in training.
+    link
+        From outputs to rates: ``"exp"``, with SiLU units; or ``"elu"``, ELU + 0.01 with LeakyReLU units, where a scale
+        and an offset per gene follow.
+    """
 
     members: int
     channels: int
@@ -23,17 +39,20 @@ class Architecture:
     hidden: tuple[int, ...]
     dropout: float
     input_dropout: float
+    link: str = "exp"
 
 
 class Ensemble(nn.Module):
-    """Log-rates per superpixel and gene from an embedding, by several members at once.
+    """Rates per superpixel and gene from an embedding, by several members at once.
 
-    Every member is a multilayer perceptron with SiLU units; `features` are standardised with the training mean and
-    standard deviation first.
+    Every member is a multilayer perceptron; `features` are standardised with the training mean and standard deviation
+    first.
     """
 
     feature_mean: Tensor
     feature_sd: Tensor
+    scale: Tensor
+    offset: Tensor
 
     def __init__(self, architecture: Architecture, generator: torch.Generator | None = None) -> None:
         super().__init__()
@@ -48,17 +67,57 @@ class Ensemble(nn.Module):
             self.biases.append(nn.Parameter(torch.zeros(architecture.members, 1, fan_out)))
         self.register_buffer("feature_mean", torch.zeros(architecture.channels))
         self.register_buffer("feature_sd", torch.ones(architecture.channels))
+        if architecture.link == "elu":
+            self.register_buffer("scale", torch.ones(architecture.genes))
+            self.register_buffer("offset", torch.zeros(architecture.genes))
+
+    def standardise_by(self, features: NDArray[np.floating]) -> None:
+        """Standardise by the mean and standard deviation of these (n, channels) embeddings from now on."""
+        self.feature_mean.copy_(torch.from_numpy(features.mean(axis=0, dtype=np.float64)))
+        # A channel that hardly varies must not be blown up.
+        self.feature_sd.copy_(torch.from_numpy(features.std(axis=0, dtype=np.float64)).clamp_min(SMALLEST_SD))
+
+    def standardise(self, features: Tensor) -> Tensor:
+        """(n, channels) embeddings as the layers take them."""
+        x: Tensor = (features.float() - self.feature_mean) / self.feature_sd
+        return x.clamp(-FEATURE_LIMIT, FEATURE_LIMIT)
 
     def forward(self, features: Tensor, members: slice = slice(None), genes: Tensor | None = None) -> Tensor:
-        """(n, channels) embeddings to (members, n, genes) log-rates, of all genes or those at some positions."""
-        x = ((features.float() - self.feature_mean) / self.feature_sd).clamp(-FEATURE_LIMIT, FEATURE_LIMIT)
+        """(n, channels) embeddings to (members, n, genes) outputs, of all genes or those at some positions."""
+        return self.outputs(self.standardise(features), members, genes)
+
+    def rates(self, features: Tensor, members: slice = slice(None), genes: Tensor | None = None) -> Tensor:
+        """(n, channels) embeddings to (members, n, genes) expected counts per superpixel."""
+        return self.link(self(features, members, genes), genes)
+
+    def outputs(self, x: Tensor, members: slice = slice(None), genes: Tensor | None = None) -> Tensor:
+        """Apply the layers to standardised embeddings, the same for all members or (members, n, channels)."""
         x = F.dropout(x, self.architecture.input_dropout, self.training)
-        layers = list(zip(self.weights, self.biases, strict=True))
+        layers = self._layers(members, genes)
         for weight, bias in layers[:-1]:
-            x = F.silu(torch.matmul(x, weight[members]) + bias[members])
+            x = self._activate(torch.matmul(x, weight) + bias)
             x = F.dropout(x, self.architecture.dropout, self.training)
         weight, bias = layers[-1]
+        output: Tensor = torch.matmul(x, weight) + bias
+        return output
+
+    def link(self, output: Tensor, genes: Tensor | None = None) -> Tensor:
+        """From outputs, of all genes or those at some positions, to rates."""
+        if self.architecture.link == "exp":
+            return output.exp()
+        scale, offset = (self.scale, self.offset) if genes is None else (self.scale[genes], self.offset[genes])
+        rate: Tensor = (F.elu(output, ELU) + ELU) * scale + offset
+        return rate
+
+    def _layers(self, members: slice, genes: Tensor | None) -> list[tuple[Tensor, Tensor]]:
+        """Weights and biases; all members are not sliced, because a slice costs a copy on the way back."""
+        layers: list[tuple[Tensor, Tensor]] = list(zip(self.weights, self.biases, strict=True))
+        if members != slice(None):
+            layers = [(weight[members], bias[members]) for weight, bias in layers]
         if genes is not None:
-            weight, bias = weight[..., genes], bias[..., genes]
-        log_rate: Tensor = torch.matmul(x, weight[members]) + bias[members]
-        return log_rate
+            weight, bias = layers[-1]
+            layers[-1] = weight[..., genes], bias[..., genes]
+        return layers
+
+    def _activate(self, x: Tensor) -> Tensor:
+        return F.silu(x) if self.architecture.link == "exp" else F.leaky_relu_(x, LEAK)

@@ -19,6 +19,7 @@ from safetensors.numpy import load_file, save_file
 from torch import from_numpy
 
 from pixel2gene.core.ensemble import Architecture, Ensemble
+from pixel2gene.core.paper import RECIPES, PaperRecipe
 from pixel2gene.core.regression import History, Recipe
 
 FORMAT = 1
@@ -77,7 +78,7 @@ class Model:
     genes: list[str]
     encoder: dict[str, Any]
     inputs: dict[str, str | None]
-    recipe: Recipe
+    recipe: Recipe | PaperRecipe
     network: Ensemble
     slides: list[TrainingSlide]
     scores: pd.DataFrame
@@ -152,7 +153,7 @@ class Model:
                 genes=card["genes"],
                 encoder=card["encoder"],
                 inputs=card["inputs"],
-                recipe=Recipe(**_with_tuples(card["recipe"])),
+                recipe=_recipe(card["recipe"]),
                 network=network.eval(),
                 slides=[TrainingSlide(**slide, fold=tensors[f"fold.{i}"]) for i, slide in enumerate(card["slides"])],
                 scores=pd.DataFrame(card["scores"], index=pd.Index(card["genes"], name="gene"), dtype=float),
@@ -173,7 +174,7 @@ class Model:
             "genes": self.genes,
             "encoder": self.encoder,
             "inputs": self.inputs,
-            "recipe": dataclasses.asdict(self.recipe),
+            "recipe": {"name": _name(self.recipe), **dataclasses.asdict(self.recipe)},
             "architecture": dataclasses.asdict(self.network.architecture),
             "slides": [
                 {"fingerprint": s.fingerprint, "name": s.name, "depth": s.depth, "side": s.side} for s in self.slides
@@ -185,6 +186,16 @@ class Model:
                 for name, column in self.scores.items()
             },
         }
+
+
+def _name(recipe: Recipe | PaperRecipe) -> str:
+    return next(name for name, kind in RECIPES.items() if isinstance(recipe, kind))
+
+
+def _recipe(values: dict[str, Any]) -> Recipe | PaperRecipe:
+    """Models from before there were several recipes name none."""
+    named = {"name": "default"} | _with_tuples(values)
+    return RECIPES[named.pop("name")](**named)
 
 
 def _with_tuples(values: dict[str, Any]) -> dict[str, Any]:

@@ -211,7 +211,7 @@ def held_out_deviance(network: Ensemble, data: Measurement, weight: Tensor, devi
 
 
 def predict_units(
-    network: Ensemble, data: Measurement, device: torch.device, *, held_out: bool
+    network: Ensemble, data: Measurement, device: torch.device, *, held_out: bool, genes: Tensor | None = None
 ) -> Iterator[tuple[NDArray[np.intp], NDArray[np.float32]]]:
     """Expected counts of the measured units, some at a time.
 
@@ -226,6 +226,8 @@ def predict_units(
     held_out
         Predict each unit by the member that did not see its fold, and units of no fold by all; otherwise predict by
         the mean over all members.
+    genes
+        Positions of the genes to predict, all by default.
 
     Yields
     ------
@@ -237,7 +239,8 @@ def predict_units(
         chosen = np.flatnonzero(data.fold == fold) if held_out else np.arange(len(data.fold))
         for units in _pieces(data.overlap, chosen):
             with torch.inference_mode():
-                mean = expected(network, make_batch(data, units, device, data.overlap[units]), members).mean(dim=0)
+                batch = make_batch(data, units, device, data.overlap[units])
+                mean = expected(network, batch, members, genes).mean(dim=0)
             yield units, mean.cpu().numpy()
 
 
@@ -254,7 +257,7 @@ def predict_rates(
     with torch.inference_mode():
         for start in range(0, len(features), SCORING_SUPERPIXELS):
             rows = slice(start, start + SCORING_SUPERPIXELS)
-            rate = network(torch.from_numpy(features[rows]).to(device), genes=chosen).exp()
+            rate = network.rates(torch.from_numpy(features[rows]).to(device), genes=chosen)
             mean[rows] = rate.mean(dim=0).cpu().numpy()
             sd[rows] = rate.std(dim=0, correction=0).cpu().numpy()
     return mean, sd
@@ -278,12 +281,12 @@ def make_batch(data: Measurement, units: NDArray[np.integer], device: torch.devi
     )
 
 
-def expected(network: Ensemble, batch: Batch, members: slice = slice(None)) -> Tensor:
+def expected(network: Ensemble, batch: Batch, members: slice = slice(None), genes: Tensor | None = None) -> Tensor:
     """(members, units, genes) expected counts: depth * overlap @ rate."""
-    rate = network(batch.features, members).exp()
-    count, superpixels, genes = rate.shape
-    flat = rate.permute(1, 0, 2).reshape(superpixels, count * genes)
-    pooled: Tensor = torch.sparse.mm(batch.overlap, flat).reshape(-1, count, genes).permute(1, 0, 2)
+    rate = network.rates(batch.features, members, genes)
+    count, superpixels, columns = rate.shape
+    flat = rate.permute(1, 0, 2).reshape(superpixels, count * columns)
+    pooled: Tensor = torch.sparse.mm(batch.overlap, flat).reshape(-1, count, columns).permute(1, 0, 2)
     return pooled * batch.depth[None, :, None]
 
 
@@ -312,9 +315,7 @@ def _initial(data: Measurement, recipe: Recipe) -> Ensemble:
     """Every member starts from the mean rate of each gene over the units that it may see."""
     channels, genes = data.features.shape[1], data.counts.shape[1]
     network = Ensemble(Architecture(recipe.folds, channels, genes, recipe.hidden, recipe.dropout, recipe.input_dropout))
-    network.feature_mean.copy_(torch.from_numpy(data.features.mean(axis=0, dtype=np.float64)))
-    # A channel that hardly varies must not be blown up.
-    network.feature_sd.copy_(torch.from_numpy(data.features.std(axis=0, dtype=np.float64)).clamp_min(1e-3))
+    network.standardise_by(data.features)
     area = data.overlap.sum(axis=1) * data.depth
     with torch.no_grad():
         network.weights[-1].mul_(0.1)

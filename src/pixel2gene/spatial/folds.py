@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -10,7 +12,11 @@ BLOCKS_PER_FOLD = 2
 
 
 def block_folds(
-    centres: NDArray[np.floating], shape: tuple[int, int], folds: int, seed: int
+    centres: NDArray[np.floating],
+    shape: tuple[int, int],
+    folds: int,
+    seed: int,
+    sides: Sequence[int] = BLOCK_SIDES,
 ) -> tuple[NDArray[np.int8], int]:
     """Deal square blocks of superpixels out to folds of about the same number of units.
 
@@ -27,6 +33,8 @@ def block_folds(
         Number of folds, at least 2.
     seed
         Of the order in which blocks are dealt.
+    sides
+        Of a block in superpixels, to choose from; the largest first.
 
     Returns
     -------
@@ -42,7 +50,7 @@ def block_folds(
     """
     if folds < 2:
         raise ValueError(f"{folds} folds given; at least 2 are needed to hold anything out.")
-    for side in BLOCK_SIDES:
+    for side in sides:
         rows, columns = -(-shape[0] // side), -(-shape[1] // side)
         units = np.bincount(_block(centres, side, columns), minlength=rows * columns)
         occupied = np.flatnonzero(units)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -10,10 +11,12 @@ from spatialdata import SpatialData
 from pixel2gene import __version__
 from pixel2gene.core.device import choose_device
 from pixel2gene.core.model import Model, TrainingSlide
+from pixel2gene.core.paper import RECIPES, PaperRecipe, fit_paper
 from pixel2gene.core.regression import Measurement, Recipe, fit_ensemble
 from pixel2gene.core.scoring import held_out_scores
 from pixel2gene.spatial.embedded import Embedded, measure, open_embedding
-from pixel2gene.spatial.folds import block_folds, fold_of
+from pixel2gene.spatial.folds import BLOCK_SIDES, block_folds, fold_of
+from pixel2gene.spatial.slides import by_name
 from pixel2gene.spatial.units import Units, measured_units, select_genes
 
 MIN_COUNTS = 20
@@ -27,8 +30,9 @@ def fit(
     layer: str | None = None,
     genes: Sequence[str] | None = None,
     embedding_key: str | None = None,
-    folds: int = 5,
-    library_size: bool = False,
+    recipe: str | Recipe | PaperRecipe = "default",
+    folds: int | None = None,
+    library_size: bool | None = None,
     device: str | None = None,
     seed: int = 0,
     progress: bool = True,
@@ -39,6 +43,10 @@ def fit(
     ``depth * sum_s A[unit, s] * rate(embedding of s)``, where A is the overlapping area of unit and superpixel s.
     One network per spatial fold is trained on the units outside that fold; training stops when the held-out units
     are predicted best.
+
+    ``recipe="paper"`` is the published Pixel2Gene instead, whole: the squared error of scaled counts, ten folds over
+    small blocks, a selection of units, 600 epochs (Li et al., 2026, bioRxiv 10.64898/2026.02.21.707168). It takes far
+    longer, and is there to compare with.
 
     Parameters
     ----------
@@ -55,11 +63,13 @@ def fit(
         To model; by default all with at least 20 counts that are no control probes.
     embedding_key
         ``f"{image_key}_embedding"`` by default.
+    recipe
+        ``"default"`` or ``"paper"``; or a `Recipe` or `PaperRecipe` of your own.
     folds
-        Number of folds.
+        Number of folds, that of the recipe by default: 5, or 10 with ``"paper"``.
     library_size
         Take each unit's total as given, and learn the composition: for spots whose totals differ for technical
-        reasons. By default the total is learnt, too: it follows the number of cells.
+        reasons. By default the total is learnt, too: it follows the number of cells. Not with ``"paper"``.
     device
         ``"cpu"``, ``"cuda"`` ...; the best there is by default.
     seed
@@ -76,10 +86,11 @@ def fit(
     KeyError
         If there is no such table, layer, gene or embedding.
     ValueError
-        If the values are no counts, nothing of the table lies on tissue, the genes have no counts, the slides share
-        no gene, were embedded differently or have the same H&E, or there are fewer spatial blocks than folds.
+        If there is no such recipe, the values are no counts, nothing of the table lies on tissue, the genes have no
+        counts, the slides share no gene, were embedded differently or have the same H&E, or there are fewer spatial
+        blocks than folds.
     """
-    slides = _by_name(sdata)
+    slides, chosen = by_name(sdata), _chosen_recipe(recipe, folds, library_size)
     chosen_device = choose_device(device)
     embedded = {name: open_embedding(one, image_key, embedding_key) for name, one in slides.items()}
     encoder = _common_encoder(embedded)
@@ -99,21 +110,24 @@ def fit(
     }
     typical = float(np.mean([m.density for m in measured.values()]))
 
+    sides = (chosen.block,) if isinstance(chosen, PaperRecipe) else BLOCK_SIDES
     parts, training = [], []
     for i, (name, m) in enumerate(measured.items()):
-        fold, side = block_folds(m.centres, embedded[name].grid.shape, folds, seed + i)
+        fold, side = block_folds(m.centres, embedded[name].grid.shape, chosen.folds, seed + i, sides)
         depth = m.density / typical
-        parts.append(m.measurement(fold_of(m.centres, fold, side), depth, library_size))
+        parts.append(m.measurement(fold_of(m.centres, fold, side), depth, chosen.library_size))
         training.append(TrainingSlide(embedded[name].record["fingerprint"], name, depth, fold, side))
     data = _join(parts)
-    recipe = Recipe(folds=folds, library_size=library_size)
-    network, history = fit_ensemble(data, recipe, chosen_device, seed, progress)
+    if isinstance(chosen, PaperRecipe):
+        network, history = fit_paper(data, chosen, chosen_device, seed, progress)
+    else:
+        network, history = fit_ensemble(data, chosen, chosen_device, seed, progress)
     scores = held_out_scores(network, data, names, chosen_device)
     return Model(
         genes=names,
         encoder=encoder,
         inputs={"table_key": table_key, "image_key": image_key, "layer": layer, "embedding_key": embedding_key},
-        recipe=recipe,
+        recipe=chosen,
         network=network.cpu(),
         slides=training,
         scores=scores,
@@ -122,13 +136,18 @@ def fit(
     )
 
 
-def _by_name(sdata: SpatialData | Sequence[SpatialData] | Mapping[str, SpatialData]) -> dict[str, SpatialData]:
-    if isinstance(sdata, SpatialData):
-        return {"slide": sdata}
-    named = dict(sdata) if isinstance(sdata, Mapping) else {f"slide_{i}": one for i, one in enumerate(sdata)}
-    if not named:
-        raise ValueError("No slide was given: pass a SpatialData, or a list or dict of them.")
-    return named
+def _chosen_recipe(
+    recipe: str | Recipe | PaperRecipe, folds: int | None, library_size: bool | None
+) -> Recipe | PaperRecipe:
+    if isinstance(recipe, str):
+        if recipe not in RECIPES:
+            raise ValueError(f"There is no recipe {recipe!r}: choose from {list(RECIPES)}.")
+        recipe = RECIPES[recipe]()
+    return replace(
+        recipe,
+        folds=recipe.folds if folds is None else folds,
+        library_size=recipe.library_size if library_size is None else library_size,
+    )
 
 
 def _common_encoder(embedded: dict[str, Embedded]) -> dict[str, object]:
