@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy import stats
-from scipy.sparse import csr_array, random_array
+from scipy.sparse import csr_array, csr_matrix, random_array
 from skimage.metrics import structural_similarity
 from sklearn.metrics import d2_tweedie_score, mean_poisson_deviance, root_mean_squared_error
 
@@ -267,6 +267,13 @@ def test_morans_i_is_its_formula():
     found = morans_i(graph, values)
     np.testing.assert_allclose(found[[0, 1, 3]], expected)
     assert np.isnan(found[2])
+
+
+def test_morans_i_equals_scanpys():
+    rng = np.random.default_rng(3)
+    graph = csr_array(random_array((50, 50), density=0.2, rng=rng))
+    values = rng.normal(size=(50, 4))
+    np.testing.assert_allclose(morans_i(graph, values), sc.metrics.morans_i(csr_matrix(graph), values.T), rtol=1e-6)
 
 
 def test_morans_i_of_nothing_connected_is_nan():

@@ -29,12 +29,13 @@ def model():
         genes=GENES,
         encoder={"name": "lite0", "channels": 8, "mpp": 0.5},
         inputs={"image_key": "he", "table_key": "bins", "layer": None},
-        recipe=Recipe(hidden=(6, 4), check_steps=(3, 7), library_size=True),
+        recipe=Recipe(folds=5, hidden=(6, 4), check_steps=(3, 7), library_size=True),
         network=network,
         slides=[TrainingSlide("0f", "first", 0.8, fold, 64), TrainingSlide("1f", "zweiter µ", 1.2, fold + 1, 32)],
         scores=scores,
         history=History([10, 20], [1.5, 1.25]),
         version="1.2.3",
+        reference=["atlas"],
     )
 
 
@@ -57,7 +58,7 @@ def test_round_trip(model, saved):
     assert not read.network.training
     pd.testing.assert_frame_equal(read.scores, model.scores)
     assert np.isnan(read.scores.loc["CD3E", "pearson"])
-    for name in ("genes", "encoder", "inputs", "recipe", "history", "version"):
+    for name in ("genes", "encoder", "inputs", "recipe", "history", "version", "reference"):
         assert getattr(read, name) == getattr(model, name)
     assert read.network.architecture == model.network.architecture
     for found, expected in zip(read.slides, model.slides, strict=True):
@@ -90,11 +91,12 @@ def test_the_card_names_the_recipe(model, tmp_path, kind):
 
 def test_models_from_before_there_were_recipes_are_read(model, saved):
     def older(card):
-        del card["recipe"]["name"], card["architecture"]["link"]
+        del card["recipe"]["name"], card["recipe"]["reference_pull"], card["architecture"]["link"], card["reference"]
 
     edit(saved, older)
     read = Model.load(saved)
     assert read.recipe == model.recipe
+    assert read.reference is None
     features = torch.randn(9, 8)
     assert torch.equal(read.network.rates(features), model.network(features).exp())
 

@@ -245,7 +245,7 @@ def test_what_was_dropped_is_scored_all_the_same():
     data, _ = slide()
     assert len(training_units(data, SHORT, 0)) < 400
     network, history = fit_paper(data, SHORT, CPU, 0, False)
-    assert history.deviance == [held_out_deviance(network, data, gene_weights(data), CPU)]
+    assert history.deviance == [held_out_deviance(network, data, gene_weights(data, 1), CPU)]
     scored = [units for units, _ in predict_units(network, data, CPU, held_out=True)]
     assert sorted(np.concatenate(scored)) == list(range(500))
 

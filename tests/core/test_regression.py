@@ -151,12 +151,13 @@ def test_deviance_equals_scikit_learn():
     assert torch.isfinite(deviance(torch.zeros(2), torch.tensor([0.0, 4.0]))).all()
 
 
-def test_gene_weights_make_weighted_means_sum_to_1(world):
+@pytest.mark.parametrize("power", [0, 0.5, 1])
+def test_gene_weights_make_weighted_means_sum_to_1(world, power):
     data, _ = world
     mean = data.counts.toarray().mean(axis=0)
-    weight = gene_weights(data).numpy()
+    weight = gene_weights(data, power).numpy()
     assert (weight * mean).sum() == pytest.approx(1, rel=1e-3)
-    np.testing.assert_allclose(weight * mean, 1 / len(mean), rtol=1e-3)
+    np.testing.assert_allclose(weight * mean**power / (weight[0] * mean[0] ** power), 1, rtol=1e-2)
 
 
 def test_rates_are_recovered(world, fitted):
@@ -169,7 +170,7 @@ def test_rates_are_recovered(world, fitted):
     assert (sd > 0).all() and sd.mean() < 0.3 * mean.mean()
     # A Poisson count scatters by a deviance of about 1 per gene around its mean, genes weighted by 1 / mean.
     assert history.deviance[history.best] < 0.7 * history.deviance[0]
-    weight = gene_weights(fresh)
+    weight = gene_weights(fresh, 1)
     perfect = deviance(
         torch.from_numpy(fresh.depth[:, None] * (fresh.overlap @ rate)), torch.from_numpy(fresh.counts.toarray())
     )

@@ -72,7 +72,7 @@ def model_of(slides=(), library_size=False, genes=GENES, **inputs):
         recipe=Recipe(folds=3, library_size=library_size),
         network=network,
         slides=list(slides),
-        scores=pd.DataFrame({"pearson": np.ones(len(genes))}),
+        scores=pd.DataFrame({"pearson": np.ones(len(genes))}, index=pd.Index(list(genes), name="gene")),
         history=History(),
         version="1",
     )
@@ -246,18 +246,33 @@ def test_a_model_looks_where_it_was_trained_unless_told_otherwise(sdata):
 
 def test_counts_come_in_the_order_of_the_models_genes(sdata):
     embedded = open_embedding(sdata, "he")
-    units, measured = measure_for_model(sdata, model_of(), embedded, None, None)
+    _, units, measured = measure_for_model(sdata, model_of(), embedded, None, None)
     counts = sdata["table"].to_df()
     np.testing.assert_array_equal(measured.counts.toarray(), counts[GENES].to_numpy()[measured.rows])
     np.testing.assert_array_equal(measured.totals, counts.to_numpy()[measured.rows].sum(axis=1))
     assert len(measured.rows) == len(measured.superpixels) < units.counts.shape[0]
     for model, table, layer in [(model_of(layer="double"), None, None), (model_of(), None, "double")]:
-        double = measure_for_model(sdata, model, embedded, table, layer)[1]
+        double = measure_for_model(sdata, model, embedded, table, layer)[2]
         np.testing.assert_array_equal(double.counts.toarray(), 2 * measured.counts.toarray())
-    plain = measure_for_model(sdata, model_of(layer="double"), embedded, "table", None)[1]
+    plain = measure_for_model(sdata, model_of(layer="double"), embedded, "table", None)[2]
     np.testing.assert_array_equal(plain.counts.toarray(), measured.counts.toarray())
 
 
-def test_missing_genes_are_named(sdata):
-    with pytest.raises(KeyError, match=r"2 of the model's 3 genes are not in 'table', such as \['P', 'Q'\]"):
-        measure_for_model(sdata, model_of(genes=["P", "A", "Q"]), open_embedding(sdata, "he"), None, None)
+def test_genes_that_were_not_measured_are_left_out(sdata):
+    model, embedded = model_of(genes=["P", "A", "Q", "C"]), open_embedding(sdata, "he")
+    part, _, measured = measure_for_model(sdata, model, embedded, None, None)
+    assert part.genes == ["A", "C"]
+    np.testing.assert_array_equal(
+        measured.counts.toarray(), sdata["table"].to_df()[["A", "C"]].to_numpy()[measured.rows]
+    )
+    features = torch.from_numpy(measured.features)
+    torch.testing.assert_close(part.network(features), model.network(features)[..., [1, 3]])
+    with pytest.raises(KeyError, match=r"None of the model's 2 genes is in 'table': the model has \['P', 'Q'\]"):
+        measure_for_model(sdata, model_of(genes=["P", "Q"]), embedded, None, None)
+
+
+def test_an_unmeasured_gene_is_an_empty_column(embedded, units):
+    whole, part = (measure(embedded, units, np.array(genes), "table") for genes in ([0, 2], [0, -1, 2]))
+    np.testing.assert_array_equal(part.counts.toarray()[:, [0, 2]], whole.counts.toarray())
+    assert part.counts[:, [1]].nnz == 0
+    np.testing.assert_array_equal(part.totals, whole.totals)

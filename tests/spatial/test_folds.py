@@ -2,13 +2,18 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.ndimage import label
 
-from pixel2gene.spatial.folds import BLOCK_SIDES, BLOCKS_PER_FOLD, block_folds, fold_of
+from pixel2gene.spatial.folds import GRAINS, block_folds, fold_of, region_folds
 
 
 def everywhere(rows, columns):
     y, x = np.indices((rows, columns)).reshape(2, -1) + 0.5
     return np.stack([x, y], axis=1)
+
+
+def deal_blocks(centres, shape, folds):
+    return block_folds(centres, shape, folds, 8, 0)
 
 
 def block_names(centres, side):
@@ -17,71 +22,106 @@ def block_names(centres, side):
 
 
 shapes = st.sampled_from([(100, 100), (8, 3000), (3000, 8), (65, 129), (40, 1000), (200, 70)])
+either = pytest.mark.parametrize("deal", [region_folds, deal_blocks])
 
 
+@either
 @settings(deadline=None, max_examples=40)
-@given(shapes, st.integers(2, 6), st.integers(0, 1000), st.integers(200, 3000))
-def test_units_are_dealt_in_whole_blocks(shape, folds, seed, units):
+@given(shapes, st.integers(2, 12), st.integers(0, 1000), st.integers(200, 3000))
+def test_units_are_dealt_in_whole_blocks(deal, shape, folds, seed, units):
     rng = np.random.default_rng(seed)
     centres = rng.uniform(0, 1, (units, 2)) * [shape[1], shape[0]]
-    fold, side = block_folds(centres, shape, folds, seed)
+    fold, side = deal(centres, shape, folds)
     found = fold_of(centres, fold, side)
-    assert side in BLOCK_SIDES
     assert fold.shape == (-(-shape[0] // side), -(-shape[1] // side)) and fold.dtype == np.int8
     assert set(found) == set(range(folds))
     by_block = {}
     for name, of in zip(block_names(centres, side), found, strict=True):
         assert by_block.setdefault(name, of) == of == fold[name]
     assert (fold >= 0).sum() == len(by_block)
-    # Dealt largest first to the lightest, no two folds are further apart than one block.
-    largest = np.unique(block_names(centres, side), axis=0, return_counts=True)[1].max()
-    assert np.ptp(np.bincount(found)) <= largest
-    again, _ = block_folds(centres, shape, folds, seed)
+    again, _ = deal(centres, shape, folds)
     np.testing.assert_array_equal(again, fold)
+
+
+@settings(deadline=None, max_examples=40)
+@given(shapes, st.integers(2, 12), st.integers(0, 1000), st.integers(200, 3000))
+def test_regions_have_about_the_same_number_of_units(shape, folds, seed, units):
+    centres = np.random.default_rng(seed).uniform(0, 1, (units, 2)) * [shape[1], shape[0]]
+    fold, side = region_folds(centres, shape, folds)
+    found = fold_of(centres, fold, side)
+    largest = np.unique(block_names(centres, side), axis=0, return_counts=True)[1].max()
+    # Each cut is right to within a block, and a unit passes log2(folds) of them, rounded up.
+    assert np.ptp(np.bincount(found)) <= 2 * largest * np.ceil(np.log2(folds))
+
+
+@pytest.mark.parametrize("shape", [(8, 3000), (3000, 8), (300, 200), (64, 64)])
+@pytest.mark.parametrize("folds", [2, 5, 10])
+def test_regions_of_a_full_slide_are_connected_and_compact(shape, folds):
+    fold, _ = region_folds(everywhere(*shape), shape, folds)
+    for k in range(folds):
+        assert label(fold == k)[1] == 1
+        row, column = np.nonzero(fold == k)
+        long = max(fold.shape) / min(fold.shape)
+        sides = sorted([np.ptp(row) + 1, np.ptp(column) + 1])
+        assert sides[1] / sides[0] <= max(4, 4 * long / folds)
+
+
+def test_held_out_units_are_further_from_trained_ones_than_in_dealt_blocks():
+    centres = everywhere(120, 120)
+    inner = [
+        np.abs(np.diff(fold_of(centres, *folds).reshape(120, 120), axis=1)).astype(bool).mean()
+        for folds in (region_folds(centres, (120, 120), 10), block_folds(centres, (120, 120), 10, 8, 0))
+    ]
+    assert inner[0] < 0.5 * inner[1]
 
 
 @pytest.mark.parametrize("shape", [(8, 3000), (3000, 8), (300, 200)])
 def test_far_blocks_do_not_share_an_id(shape):
     """row * rows + column, as published, gives blocks of a slide that is not square the same id."""
     centres = everywhere(*shape)
-    fold, side = block_folds(centres, shape, 5, 0)
+    fold, side = block_folds(centres, shape, 5, 8, 0)
     found = fold_of(centres, fold, side).reshape(shape)
     for row in range(fold.shape[0]):
         for column in range(fold.shape[1]):
             block = found[row * side : (row + 1) * side, column * side : (column + 1) * side]
             assert (block == fold[row, column]).all()
+    # Dealt largest first to the lightest, no two folds are further apart than one block.
     units = np.array([(found == k).sum() for k in range(5)])
     assert np.ptp(units) <= side * side
 
 
-def test_a_seed_deals_otherwise():
+def test_a_seed_deals_blocks_otherwise():
     centres = everywhere(200, 200)
-    first, second = (block_folds(centres, (200, 200), 4, seed)[0] for seed in (0, 1))
+    first, second = (block_folds(centres, (200, 200), 4, 8, seed)[0] for seed in (0, 1))
     assert not np.array_equal(first, second)
 
 
-@pytest.mark.parametrize("shape", [(1000, 1000), (256, 256), (64, 96)])
-def test_blocks_are_as_large_as_they_can_be(shape):
-    folds = 4
-    _, side = block_folds(everywhere(*shape), shape, folds, 0)
-    enough = [s for s in BLOCK_SIDES if -(-shape[0] // s) * -(-shape[1] // s) >= folds * BLOCKS_PER_FOLD]
-    assert side == enough[0]
-
-
-def test_where_no_unit_was_is_no_fold():
+@either
+def test_where_no_unit_was_is_no_fold(deal):
     centres = everywhere(200, 100)
-    fold, side = block_folds(centres, (200, 300), 3, 0)
+    fold, side = deal(centres, (200, 300), 3)
     assert (fold_of(np.array([[299.0, 150.0]]), fold, side) == -1).all()
 
 
+@pytest.mark.parametrize("width", [40, 10, 5, 3])
+def test_regions_of_small_windows_are_of_smaller_blocks(width):
+    fold, side = region_folds(everywhere(width, width), (width, width), 5)
+    enough = [grain for grain in GRAINS if (-(-width // grain)) ** 2 >= 10]
+    assert side == (enough[0] if enough else GRAINS[-1])
+    assert set(fold.ravel()) == set(range(5))
+
+
 def test_fewer_blocks_than_folds_are_refused():
-    with pytest.raises(ValueError, match="fill 2 blocks of 8 x 8 superpixels, fewer than the 5 folds"):
-        block_folds(everywhere(8, 16), (8, 16), 5, 0)
-    fold, side = block_folds(everywhere(8, 16), (8, 16), 2, 0)
-    assert side == 8 and sorted(fold.ravel()) == [0, 1]
+    with pytest.raises(ValueError, match="fill 2 blocks of 1 x 1 superpixels, fewer than the 5 folds"):
+        region_folds(everywhere(1, 2), (1, 2), 5)
+    with pytest.raises(ValueError, match="fill 2 blocks of 3 x 3 superpixels, fewer than the 5 folds"):
+        block_folds(everywhere(3, 6), (3, 6), 5, 3, 0)
+    fold, _ = region_folds(everywhere(1, 2), (1, 2), 2)
+    assert sorted(fold.ravel()) == [0, 1]
 
 
+@either
 @pytest.mark.parametrize("folds", [1, 0])
-def test_one_fold_holds_nothing_out(folds):
+def test_one_fold_holds_nothing_out(deal, folds):
     with pytest.raises(ValueError, match="at least 2"):
-        block_folds(everywhere(80, 80), (80, 80), folds, 0)
+        deal(everywhere(80, 80), (80, 80), folds)

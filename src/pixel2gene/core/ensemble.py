@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -70,6 +70,17 @@ class Ensemble(nn.Module):
         if architecture.link == "elu":
             self.register_buffer("scale", torch.ones(architecture.genes))
             self.register_buffer("offset", torch.zeros(architecture.genes))
+
+    def of_genes(self, genes: NDArray[np.intp]) -> Ensemble:
+        """Copy with the outputs at some positions only."""
+        part = Ensemble(replace(self.architecture, genes=len(genes)))
+        state = dict(self.state_dict())
+        last = len(self.weights) - 1
+        for name in (f"weights.{last}", f"biases.{last}", "scale", "offset"):
+            if name in state:
+                state[name] = state[name][..., genes]
+        part.load_state_dict(state)
+        return part.to(self.feature_mean.device).train(self.training)
 
     def standardise_by(self, features: NDArray[np.floating]) -> None:
         """Standardise by the mean and standard deviation of these (n, channels) embeddings from now on."""

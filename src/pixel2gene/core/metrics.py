@@ -13,6 +13,9 @@ from scipy.stats import rankdata
 # Variation smaller than this, in relation to the values, is rounding.
 TINY = 1e-12
 SSIM_WINDOW = 7
+# Positions of some columns.
+Columns = slice | NDArray[np.intp]
+ALL = slice(None)
 
 
 def log_normalise(
@@ -36,8 +39,10 @@ def poisson_deviance(counts: NDArray[np.floating], mean: NDArray[np.floating]) -
 
 def halve(counts: csr_array, rng: np.random.Generator) -> csr_array:
     """Binomial(y, 1/2) of each count y; of Poisson counts it and the rest are independent given the rate."""
-    kept = rng.binomial(counts.data.astype(np.int64), 0.5).astype(counts.dtype)
-    return csr_array((kept, counts.indices, counts.indptr), shape=counts.shape)
+    # A copy, because scipy may sort the indices of either in place.
+    half = counts.copy()
+    half.data = rng.binomial(counts.data.astype(np.int64), 0.5).astype(counts.dtype)
+    return half
 
 
 def noise_ceiling(half: NDArray[np.floating]) -> NDArray[np.float64]:
@@ -63,14 +68,11 @@ def morans_i(graph: csr_array, values: NDArray[np.floating]) -> NDArray[np.float
 
     NaN where a column does not vary or nothing is connected.
     """
-    # Slow to import, and nothing else here needs it.
-    from scanpy.metrics import morans_i as scanpys
-
-    result = np.full(values.shape[1], np.nan)
-    varied = np.ptp(values, axis=0) > 0
-    if graph.nnz and varied.any():
-        result[varied] = scanpys(graph, np.ascontiguousarray(values.T[varied]))
-    return result
+    z = values - values.mean(axis=0, dtype=np.float64)
+    power = (z**2).sum(axis=0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        result = (z * (graph @ z)).sum(axis=0) / power * len(z) / graph.sum()
+    return np.where((np.ptp(values, axis=0) > 0) & (graph.nnz > 0), result, np.nan)
 
 
 def masked_ssim(
@@ -112,31 +114,31 @@ class Correlation:
     """Pearson correlation of each column, over rows that come some at a time."""
 
     def __init__(self, columns: int) -> None:
-        self._rows = 0
-        self._shift: NDArray[np.float64] | None = None
+        self._rows = np.zeros(columns)
+        self._shift = np.zeros((2, columns))
         self._sums = np.zeros((5, columns))
 
-    def add(self, x: NDArray[np.floating], y: NDArray[np.floating]) -> None:
-        """Take in (rows, columns) of both."""
-        if self._shift is None:
-            # Sums around the first rows' mean, against cancellation.
-            self._shift = np.stack([x.mean(axis=0), y.mean(axis=0)]).astype(np.float64)
-        x, y = x - self._shift[0], y - self._shift[1]
-        self._rows += len(x)
-        self._sums += np.stack([x.sum(0), y.sum(0), (x * x).sum(0), (y * y).sum(0), (x * y).sum(0)])
+    def add(self, x: NDArray[np.floating], y: NDArray[np.floating], columns: Columns = ALL) -> None:
+        """Take in (rows, columns) of both, of all columns or those at some positions."""
+        # Sums around the first rows' mean, against cancellation.
+        first = np.stack([x.mean(axis=0), y.mean(axis=0)]).astype(np.float64)
+        self._shift[:, columns] = np.where(self._rows[columns] == 0, first, self._shift[:, columns])
+        x, y = x - self._shift[0, columns], y - self._shift[1, columns]
+        self._rows[columns] += len(x)
+        self._sums[:, columns] += np.stack([x.sum(0), y.sum(0), (x * x).sum(0), (y * y).sum(0), (x * y).sum(0)])
 
     @property
     def pearson(self) -> NDArray[np.float64]:
         """(columns,) correlation; NaN where one side does not vary."""
-        x, y, xx, yy, xy = self._sums / max(self._rows, 1)
+        x, y, xx, yy, xy = self._sums / np.maximum(self._rows, 1)
         spread = np.sqrt(_variance(x, xx) * _variance(y, yy))
         return np.clip(_ratio(xy - x * y, spread, spread > 0), -1, 1)
 
     @property
     def x_variance(self) -> NDArray[np.float64]:
         """(columns,) sample variance of x; 0 where it does not vary."""
-        x, _, xx, _, _ = self._sums / max(self._rows, 1)
-        return _variance(x, xx) * (self._rows / max(self._rows - 1, 1))
+        x, _, xx, _, _ = self._sums / np.maximum(self._rows, 1)
+        return _variance(x, xx) * (self._rows / np.maximum(self._rows - 1, 1))
 
 
 class Scores:
@@ -146,8 +148,7 @@ class Scores:
         """Compare with `base`, (genes,) rates per unit of depth and area; log-normalise to `target` counts."""
         self._genes, self._base, self._target = genes, base, target
         self._log, self._raw, self._halves = (Correlation(len(genes)) for _ in range(3))
-        self._units = 0
-        self._counts, self._squares, self._deviance, self._null = np.zeros((4, len(genes)))
+        self._units, self._counts, self._squares, self._deviance, self._null = np.zeros((5, len(genes)))
 
     def add(
         self,
@@ -155,21 +156,28 @@ class Scores:
         half: NDArray[np.floating],
         mean: NDArray[np.floating],
         exposure: NDArray[np.floating],
+        genes: Columns = ALL,
     ) -> None:
-        """Take in (units, genes) counts, a random half of them, their prediction, and (units,) depth times area."""
-        log_counts, log_mean = log_normalise(counts, self._target), log_normalise(mean, self._target)
-        self._log.add(log_counts, log_mean)
-        self._squares += np.square(log_counts - log_mean).sum(axis=0)
-        self._halves.add(log_normalise(half, self._target), log_normalise(counts - half, self._target))
-        self._raw.add(counts, mean)
-        self._units += len(counts)
-        self._counts += counts.sum(axis=0)
-        self._deviance += poisson_deviance(counts, mean).sum(axis=0)
-        self._null += poisson_deviance(counts, exposure[:, None] * self._base).sum(axis=0)
+        """Take in (units, genes) counts, a random half of them, their prediction, and (units,) depth times area.
+
+        Of units that measured but some genes, those at the positions `genes`; totals are then of these, log-normalised
+        to their share of the target.
+        """
+        base = self._base[genes]
+        target = self._target * float(base.sum() / (self._base.sum() or 1))
+        log_counts, log_mean = log_normalise(counts, target), log_normalise(mean, target)
+        self._log.add(log_counts, log_mean, genes)
+        self._squares[genes] += np.square(log_counts - log_mean).sum(axis=0)
+        self._halves.add(log_normalise(half, target), log_normalise(counts - half, target), genes)
+        self._raw.add(counts, mean, genes)
+        self._units[genes] += len(counts)
+        self._counts[genes] += counts.sum(axis=0)
+        self._deviance[genes] += poisson_deviance(counts, mean).sum(axis=0)
+        self._null[genes] += poisson_deviance(counts, exposure[:, None] * base).sum(axis=0)
 
     def table(self) -> pd.DataFrame:
         """One row per gene: those scores of `pixel2gene.tl.evaluate` that are sums over the units."""
-        mean, variance = self._counts / max(self._units, 1), self._raw.x_variance
+        mean, variance = self._counts / np.maximum(self._units, 1), self._raw.x_variance
         # Half of Poisson counts has variance (v + m) / 4 and covariance (v - m) / 4 with the other half.
         half = _ratio(variance - mean, variance + mean, variance > 0)
         varied = (self._counts > 0) & (self._null > TINY * self._counts)
@@ -201,7 +209,7 @@ def _variance(mean: NDArray[np.float64], square: NDArray[np.float64]) -> NDArray
     return np.where(variance > TINY * np.maximum(square, TINY), variance, 0)
 
 
-def _ratio(a: NDArray[np.float64], b: NDArray[np.float64] | float, defined: NDArray[np.bool_]) -> NDArray[np.float64]:
+def _ratio(a: NDArray[np.float64], b: NDArray[np.float64], defined: NDArray[np.bool_]) -> NDArray[np.float64]:
     """`a / b` where it is defined, else NaN."""
     result: NDArray[np.float64] = np.divide(a, b, out=np.full(a.shape, np.nan), where=defined)
     return result

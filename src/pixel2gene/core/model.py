@@ -73,6 +73,8 @@ class Model:
         Held-out deviance during training.
     version
         Of pixel2gene.
+    reference
+        Names of the slides that the model was trained on from which training started, if it started from one.
     """
 
     genes: list[str]
@@ -84,6 +86,7 @@ class Model:
     scores: pd.DataFrame
     history: History
     version: str
+    reference: list[str] | None = None
 
     def __repr__(self) -> str:
         r = self.scores["pearson"].mean()
@@ -92,6 +95,13 @@ class Model:
             f"Model of {len(self.genes)} genes on {self.encoder['name']} embeddings, {self.recipe.folds} folds, "
             f"trained on {slides}; mean held-out Pearson {r:.3f}"
         )
+
+    def of_genes(self, names: list[str]) -> Model:
+        """The same model, of some of its genes."""
+        if names == self.genes:
+            return self
+        network = self.network.of_genes(pd.Index(self.genes).get_indexer(pd.Index(names)))
+        return dataclasses.replace(self, genes=names, network=network, scores=self.scores.loc[names])
 
     def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
         """Write the model to a folder.
@@ -159,6 +169,7 @@ class Model:
                 scores=pd.DataFrame(card["scores"], index=pd.Index(card["genes"], name="gene"), dtype=float),
                 history=History(**card["history"]),
                 version=card["version"],
+                reference=card.get("reference"),
             )
         except (AttributeError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
             raise ValueError(f"The model at {path} cannot be read: {error}.") from error
@@ -179,6 +190,7 @@ class Model:
             "slides": [
                 {"fingerprint": s.fingerprint, "name": s.name, "depth": s.depth, "side": s.side} for s in self.slides
             ],
+            "reference": self.reference,
             "history": dataclasses.asdict(self.history),
             # NaN is no JSON.
             "scores": {

@@ -130,7 +130,7 @@ def fit_paper(
     steps = _train(network, examples, seen, recipe, generator, progress)
     network.scale.copy_(torch.from_numpy(span / area))
     network.offset.copy_(torch.from_numpy(low / area))
-    deviance = held_out_deviance(network, data, gene_weights(data).to(device), device)
+    deviance = held_out_deviance(network, data, gene_weights(data, 1).to(device), device)
     return network, History([steps], [deviance])
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -20,6 +20,8 @@ from pixel2gene.core.ensemble import Architecture, Ensemble
 SCORING_SUPERPIXELS = 16_384
 CHECK_SUPERPIXELS = 32
 EMPTY_GENE_COUNTS = 0.5
+# A gene of fewer counts than this has, at first, the level that the reference and the depth of the data say.
+LEVEL_COUNTS = 10.0
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,9 @@ class Recipe:
         Superpixels per step, about.
     superpixels_per_unit
         Of larger units (spots) this many superpixels are drawn anew at each step.
+    gene_power
+        Genes are weighted by their mean count to the power of minus this in the loss: with 0, abundant genes decide
+        what is learnt, with 1, the noise of rare ones does. Training stops by the deviance with a power of 1.
     averaging
         Decay of the moving average of the weights, which is the model.
     check_steps
@@ -54,11 +59,16 @@ class Recipe:
         Looks without a new best after which training stops.
     max_checks
         Looks after which it stops anyway.
+    reference_learning_rate
+        In place of `learning_rate` where training starts from a reference.
+    reference_pull
+        What pulls the weights back to the reference (L2-SP; Li et al., 2018), in place of `weight_decay`: that, times
+        the number of units, so that a small slide stays near and a large one goes its own way.
     """
 
-    folds: int = 5
+    folds: int = 10
     library_size: bool = False
-    hidden: tuple[int, ...] = (256, 64)
+    hidden: tuple[int, ...] = (256, 256, 16)
     dropout: float = 0.4
     input_dropout: float = 0.4
     learning_rate: float = 2e-3
@@ -66,11 +76,14 @@ class Recipe:
     warmup: int = 20
     batch: int = 512
     superpixels_per_unit: int = 12
+    gene_power: float = 0.5
     averaging: float = 0.98
     check_steps: tuple[int, int] = (10, 50)
     check_units: int = 20_000
     patience: int = 5
     max_checks: int = 200
+    reference_learning_rate: float = 1e-3
+    reference_pull: float = 3e3
 
 
 @dataclass(frozen=True)
@@ -91,6 +104,10 @@ class Measurement:
         (units,) the fold in which a unit is held out; -1 for units that no member saw.
     patch
         (units,) units of the same patch lie together, share superpixels, and are trained on together.
+    slide
+        (units,) the row of `panels` that tells what was measured in a unit.
+    panels
+        (slides, genes) whether a slide measured a gene; None where all measured all. Counts outside are dropped.
     """
 
     features: NDArray[np.floating]
@@ -99,6 +116,36 @@ class Measurement:
     depth: NDArray[np.float32]
     fold: NDArray[np.int8]
     patch: NDArray[np.int64]
+    slide: NDArray[np.intp] | None = None
+    panels: NDArray[np.bool_] | None = None
+
+    def __post_init__(self) -> None:
+        if self.panels is None or self.slide is None:
+            return
+        counts = self.counts.copy()
+        row = np.repeat(self.slide, np.diff(counts.indptr))
+        counts.data *= self.panels[row, counts.indices]
+        object.__setattr__(self, "counts", counts)
+
+    @property
+    def area(self) -> NDArray[np.float64]:
+        """(units,) area in superpixels."""
+        area: NDArray[np.float64] = np.asarray(self.overlap.sum(axis=1, dtype=np.float64))
+        return area
+
+    def measured(self, units: NDArray[np.integer]) -> NDArray[np.bool_] | None:
+        """(units, genes) whether the gene was measured in the unit; None where all were."""
+        if self.panels is None or self.slide is None:
+            return None
+        panel: NDArray[np.bool_] = self.panels[self.slide[units]]
+        return panel
+
+    def over_genes(self, values: NDArray[np.floating]) -> NDArray[np.float64]:
+        """(genes,) sum of the (units,) values over the units that measured the gene."""
+        if self.panels is None or self.slide is None:
+            return np.full(self.counts.shape[1], values.sum(dtype=np.float64))
+        sums: NDArray[np.float64] = np.bincount(self.slide, values, len(self.panels)) @ self.panels
+        return sums
 
     def rows(self, units: NDArray[np.integer]) -> Measurement:
         """Only some of the units."""
@@ -109,6 +156,7 @@ class Measurement:
             depth=self.depth[units],
             fold=self.fold[units],
             patch=self.patch[units],
+            slide=None if self.slide is None else self.slide[units],
         )
 
 
@@ -129,8 +177,8 @@ class History:
 
     @property
     def best(self) -> int:
-        """Position of the lowest deviance."""
-        return int(np.argmin(self.deviance))
+        """Position of the lowest deviance; of training that ran away it is NaN."""
+        return int(np.argmin(np.nan_to_num(self.deviance, nan=np.inf)))
 
 
 @dataclass(frozen=True)
@@ -141,15 +189,38 @@ class Batch:
     overlap: Tensor
     counts: Tensor
     depth: Tensor
+    measured: Tensor | None
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A fitted ensemble to start from.
+
+    Attributes
+    ----------
+    network
+        Its hidden layers are of the same sizes.
+    genes
+        (genes,) positions of the genes to model among its outputs, -1 for those that it lacks.
+    """
+
+    network: Ensemble
+    genes: NDArray[np.intp]
 
 
 def fit_ensemble(
-    data: Measurement, recipe: Recipe, device: torch.device, seed: int, progress: bool
+    data: Measurement,
+    recipe: Recipe,
+    device: torch.device,
+    seed: int,
+    progress: bool,
+    reference: Reference | None = None,
+    on_look: Callable[[Ensemble], None] | None = None,
 ) -> tuple[Ensemble, History]:
     """Train one member per fold on the units outside that fold, all members at once.
 
-    The loss is the Poisson negative log-likelihood with each gene weighted by the inverse of its mean. The model is
-    a moving average of the weights, as it was when the held-out units were predicted best.
+    The loss is the Poisson negative log-likelihood. The model is a moving average of the weights, as it was when the
+    held-out units were predicted best; of a reference, also before the first step.
 
     Parameters
     ----------
@@ -163,14 +234,21 @@ def fit_ensemble(
         Of the weights, the batches and the dropout.
     progress
         Show a progress bar.
+    reference
+        To start from, at the levels of the data, instead of random weights.
+    on_look
+        Called with the averaged weights at each look.
     """
     rng = np.random.default_rng(seed)
-    weight = gene_weights(data).to(device)
+    weight, even = gene_weights(data, recipe.gene_power).to(device), gene_weights(data, 1).to(device)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         network = _initial(data, recipe).to(device)
+        if reference is not None:
+            _start_from(network, reference, data)
         average = copy.deepcopy(network).eval()
-        optimiser = torch.optim.AdamW(network.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
+        optimiser = _optimiser(network, recipe, reference)
+        pulls = [] if reference is None else _pulls(network, recipe, reference, len(data.fold))
         warmup = torch.optim.lr_scheduler.LinearLR(optimiser, 1 / recipe.warmup, 1, recipe.warmup)
         history, best = History(), copy.deepcopy(average)
         patches, load = _patches(data, recipe)
@@ -178,16 +256,19 @@ def fit_ensemble(
         every = int(np.clip(load.sum() // recipe.batch, *recipe.check_steps))
         looked_at = _some_units(data, recipe, rng)
         with tqdm(total=recipe.max_checks, desc="fit", disable=not progress, leave=False) as bar:
-            while len(history.step) < recipe.max_checks:
-                for units in itertools.islice(batches, every):
+            first = [0] if reference is not None else []
+            for more in itertools.islice(itertools.chain(first, itertools.repeat(every)), recipe.max_checks):
+                for units in itertools.islice(batches, more):
                     overlap = thin_rows(data.overlap[units], recipe.superpixels_per_unit, rng)
                     batch = make_batch(data, units, device, overlap)
-                    _step(network, average, optimiser, batch, data.fold[units], weight, recipe)
+                    _step(network, average, optimiser, batch, data.fold[units], weight, recipe, pulls)
                     warmup.step()
-                history.step.append(every * (len(history.step) + 1))
-                history.deviance.append(held_out_deviance(average, looked_at, weight, device))
+                history.step.append(sum(history.step[-1:]) + more)
+                history.deviance.append(held_out_deviance(average, looked_at, even, device))
                 bar.set_postfix(held_out_deviance=f"{history.deviance[-1]:.4f}")
                 bar.update()
+                if on_look is not None:
+                    on_look(average)
                 if history.best == len(history.step) - 1:
                     best.load_state_dict(average.state_dict())
                 elif len(history.step) - 1 - history.best >= recipe.patience:
@@ -195,10 +276,11 @@ def fit_ensemble(
     return best, history
 
 
-def gene_weights(data: Measurement) -> Tensor:
-    """(genes,) inverse of the mean count, scaled so that the weighted mean counts sum to 1."""
-    mean = (np.asarray(data.counts.sum(axis=0)).ravel() + EMPTY_GENE_COUNTS) / data.counts.shape[0]
-    return torch.from_numpy(1 / mean / len(mean)).float()
+def gene_weights(data: Measurement, power: float) -> Tensor:
+    """(genes,) mean count, where it was measured, to the power of ``-power``; the weighted mean counts sum to 1."""
+    mean = (np.asarray(data.counts.sum(axis=0)).ravel() + EMPTY_GENE_COUNTS) / data.over_genes(np.ones(len(data.fold)))
+    weight = mean**-power
+    return torch.from_numpy(weight / (weight * mean).sum()).float()
 
 
 def held_out_deviance(network: Ensemble, data: Measurement, weight: Tensor, device: torch.device) -> float:
@@ -206,7 +288,8 @@ def held_out_deviance(network: Ensemble, data: Measurement, weight: Tensor, devi
     total = 0.0
     for units, mean in predict_units(network, data, device, held_out=True):
         counts = torch.from_numpy(data.counts[units].toarray()).to(device)
-        total += float((deviance(torch.from_numpy(mean).to(device), counts) * weight).sum())
+        each = deviance(torch.from_numpy(mean).to(device), counts) * weight
+        total += float(_where_measured(each, _tensor(data.measured(units), device)).sum())
     return total / data.counts.shape[0]
 
 
@@ -278,6 +361,7 @@ def make_batch(data: Measurement, units: NDArray[np.integer], device: torch.devi
         sparse.to(device),
         torch.from_numpy(data.counts[units].toarray().astype(np.float32)).to(device),
         torch.from_numpy(data.depth[units]).to(device),
+        _tensor(data.measured(units), device),
     )
 
 
@@ -294,6 +378,12 @@ def deviance(mean: Tensor, counts: Tensor) -> Tensor:
     """Poisson deviance of each count, 2 (y log(y / m) - y + m)."""
     mean = mean.clamp_min(1e-8)
     return 2 * (torch.xlogy(counts, counts / mean) - counts + mean)
+
+
+def negative_log_likelihood(mean: Tensor, batch: Batch, weight: Tensor) -> Tensor:
+    """(members, units) of the (members, units, genes) expected counts, over the genes that were measured."""
+    each = (mean - batch.counts * torch.log(mean + 1e-8)) * weight
+    return _where_measured(each, batch.measured).sum(dim=-1)
 
 
 def thin_rows(overlap: csr_array, keep: int, rng: np.random.Generator) -> csr_array:
@@ -316,14 +406,73 @@ def _initial(data: Measurement, recipe: Recipe) -> Ensemble:
     channels, genes = data.features.shape[1], data.counts.shape[1]
     network = Ensemble(Architecture(recipe.folds, channels, genes, recipe.hidden, recipe.dropout, recipe.input_dropout))
     network.standardise_by(data.features)
-    area = data.overlap.sum(axis=1) * data.depth
+    exposure = data.area * data.depth
     with torch.no_grad():
         network.weights[-1].mul_(0.1)
         for fold in range(recipe.folds):
             seen = data.fold != fold
-            rate = (np.asarray(data.counts[seen].sum(axis=0)).ravel() + EMPTY_GENE_COUNTS) / area[seen].sum()
+            counts = np.asarray(data.counts[seen].sum(axis=0)).ravel()
+            rate = (counts + EMPTY_GENE_COUNTS) / data.over_genes(exposure * seen)
             network.biases[-1][fold, 0] = torch.from_numpy(np.log(rate))
     return network
+
+
+def _start_from(network: Ensemble, reference: Reference, data: Measurement) -> None:
+    """Take over the reference's members in turn, and the outputs of its genes, at the levels of the data."""
+    device = network.feature_mean.device
+    origin = reference.network.to(device)
+    member = torch.arange(network.architecture.members, device=device) % origin.architecture.members
+    positions = np.flatnonzero(reference.genes >= 0)
+    known = torch.from_numpy(positions).to(device)
+    there = torch.from_numpy(reference.genes[positions]).to(device)
+    network.feature_mean.copy_(origin.feature_mean)
+    network.feature_sd.copy_(origin.feature_sd)
+    with torch.no_grad():
+        for layers, theirs in ((network.weights, origin.weights), (network.biases, origin.biases)):
+            for own, their in zip(layers[:-1], theirs[:-1], strict=True):
+                own.copy_(their[member])
+            layers[-1][..., known] = theirs[-1][member][..., there]
+        network.biases[-1][..., known] += _log_levels(network.eval(), data, positions)[:, None]
+
+
+def _log_levels(network: Ensemble, data: Measurement, genes: NDArray[np.intp]) -> Tensor:
+    """(members, genes) log of what was counted over what each member expects, on the units that it may see.
+
+    Genes of few counts stay near the ratio of the totals.
+    """
+    members = np.arange(network.architecture.members)[:, None]
+    device = network.feature_mean.device
+    chosen = torch.from_numpy(genes).to(device)
+    counted, mean = torch.zeros((2, len(members), len(genes)), device=device)
+    for units in _pieces(data.overlap, np.arange(len(data.fold))):
+        batch = make_batch(data, units, device, data.overlap[units])
+        measured = None if batch.measured is None else batch.measured[:, chosen]
+        seen = torch.from_numpy(data.fold[units][None] != members).to(mean)
+        counted += seen @ batch.counts[:, chosen]
+        each = _where_measured(expected(network, batch, genes=chosen), measured)
+        mean += (each * seen[..., None]).sum(dim=1)
+    depth = (counted.sum(dim=1, keepdim=True) + EMPTY_GENE_COUNTS) / mean.sum(dim=1, keepdim=True)
+    levels: Tensor = depth * (counted + LEVEL_COUNTS) / (depth * mean + LEVEL_COUNTS)
+    return levels.log()
+
+
+def _optimiser(network: Ensemble, recipe: Recipe, reference: Reference | None) -> torch.optim.Optimizer:
+    if reference is not None:
+        return torch.optim.AdamW(network.parameters(), lr=recipe.reference_learning_rate, weight_decay=0)
+    return torch.optim.AdamW(network.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
+
+
+def _pulls(network: Ensemble, recipe: Recipe, reference: Reference, units: int) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """Parameters, where each step pulls them to, and how far.
+
+    The levels of the genes are free, and so are genes that the reference lacks.
+    """
+    far = min(recipe.reference_learning_rate * recipe.reference_pull / units, 1.0)
+    known = torch.from_numpy(reference.genes >= 0).to(network.feature_mean)
+    hidden = [*network.weights[:-1], *network.biases[:-1]]
+    return [(parameter, parameter.detach().clone(), known.new_tensor(far)) for parameter in hidden] + [
+        (network.weights[-1], network.weights[-1].detach().clone(), far * known)
+    ]
 
 
 def _patches(data: Measurement, recipe: Recipe) -> tuple[list[NDArray[np.intp]], NDArray[np.intp]]:
@@ -361,10 +510,10 @@ def _step(
     fold: NDArray[np.int8],
     weight: Tensor,
     recipe: Recipe,
+    pulls: list[tuple[Tensor, Tensor, Tensor]],
 ) -> None:
     network.train()
-    mean = expected(network, batch)
-    loss = ((mean - batch.counts * torch.log(mean + 1e-8)) * weight).sum(dim=-1)
+    loss = negative_log_likelihood(expected(network, batch), batch, weight)
     members = np.arange(recipe.folds)[:, None]
     seen = torch.from_numpy(fold[None] != members).to(loss)
     optimiser.zero_grad(set_to_none=True)
@@ -373,8 +522,18 @@ def _step(
     _clip_gradients(network)
     optimiser.step()
     with torch.no_grad():
+        for parameter, origin, far in pulls:
+            parameter.lerp_(origin, far)
         for slow, fast in zip(average.parameters(), network.parameters(), strict=True):
             slow.lerp_(fast, 1 - recipe.averaging)
+
+
+def _where_measured(values: Tensor, measured: Tensor | None) -> Tensor:
+    return values if measured is None else values * measured
+
+
+def _tensor(measured: NDArray[np.bool_] | None, device: torch.device) -> Tensor | None:
+    return None if measured is None else torch.from_numpy(measured).to(device)
 
 
 def _clip_gradients(network: Ensemble) -> None:

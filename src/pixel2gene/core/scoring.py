@@ -14,7 +14,9 @@ from sklearn.neighbors import NearestNeighbors
 
 from pixel2gene.core.ensemble import Ensemble
 from pixel2gene.core.metrics import (
+    ALL,
     SSIM_WINDOW,
+    Columns,
     Scores,
     halve,
     log_normalise,
@@ -74,7 +76,7 @@ class Layout:
 
 
 def held_out_scores(network: Ensemble, data: Measurement, genes: list[str], device: torch.device) -> pd.DataFrame:
-    """Score every gene in one pass over the units, each predicted by the members that did not see it.
+    """Score every gene in one pass over the units that measured it, each predicted by the members that did not see it.
 
     Returns
     -------
@@ -87,6 +89,8 @@ def full_scores(
     network: Ensemble, data: Measurement, genes: list[str], layout: Layout, device: torch.device
 ) -> pd.DataFrame:
     """Score every gene, also by ranks and maps, each unit predicted by the members that did not see it.
+
+    All units have measured all genes.
 
     Returns
     -------
@@ -168,16 +172,29 @@ def _sums(
     network: Ensemble, data: Measurement, genes: list[str], half: csr_array, device: torch.device
 ) -> tuple[pd.DataFrame, NDArray[np.float64]]:
     """Scores that are sums over the units, and the (units,) totals of the predictions."""
-    exposure = np.asarray(data.overlap.sum(axis=1, dtype=np.float64)).ravel() * data.depth
+    exposure = data.area * data.depth
     totals = np.asarray(data.counts.sum(axis=0, dtype=np.float64)).ravel()
-    scores = Scores(genes, totals / exposure.sum(), target=float(totals.sum()) / len(data.fold))
+    base = totals / data.over_genes(exposure)
+    scores = Scores(genes, base, target=float(base.sum() * exposure.mean()))
     predicted = np.empty(len(data.fold))
     for units, mean in predict_units(network, data, device, held_out=True):
         predicted[units] = mean.sum(axis=1, dtype=np.float64)
         for piece in _pieces(len(units), len(genes)):
-            some = units[piece]
-            scores.add(data.counts[some].toarray(), half[some].toarray(), mean[piece], exposure[some])
+            for rows, columns in _panels(data, units[piece]):
+                some = units[piece][rows]
+                counts, first = (matrix[some].toarray()[:, columns] for matrix in (data.counts, half))
+                scores.add(counts, first, mean[piece][rows][:, columns], exposure[some], columns)
     return scores.table(), predicted
+
+
+def _panels(data: Measurement, units: NDArray[np.intp]) -> Iterator[tuple[Columns, Columns]]:
+    """Positions of those of the units that measured the same genes, and of these genes."""
+    if data.panels is None or data.slide is None:
+        yield ALL, ALL
+        return
+    slide = data.slide[units]
+    for one in np.unique(slide):
+        yield np.flatnonzero(slide == one), np.flatnonzero(data.panels[one])
 
 
 def _half(data: Measurement) -> csr_array:

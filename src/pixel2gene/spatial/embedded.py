@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
-from scipy.sparse import csr_array
+from scipy.sparse import csr_array, hstack
 from spatialdata import SpatialData
 
 from pixel2gene.core.model import Model, TrainingSlide
@@ -168,7 +168,7 @@ def open_embedding(sdata: SpatialData, image_key: str, embedding_key: str | None
 
 
 def measure(embedded: Embedded, units: Units, genes: NDArray[np.intp], key: str) -> Measured:
-    """Bring the counts of `genes` and the embedding together.
+    """Bring the counts of `genes` and the embedding together; a gene at position -1 was not measured and has none.
 
     Raises
     ------
@@ -180,6 +180,8 @@ def measure(embedded: Embedded, units: Units, genes: NDArray[np.intp], key: str)
     area, tissue_area = units.overlap.sum(axis=1), on_tissue.sum(axis=1)
     rows = np.flatnonzero((tissue_area > 0) & (tissue_area >= TISSUE_SHARE * area))
     counts = units.counts[rows]
+    # Position -1 is then that of an empty column.
+    padded = hstack([counts, csr_array((len(rows), 1), dtype=counts.dtype)], format="csr") if -1 in genes else counts
     if len(rows) == 0 or counts.nnz == 0:
         raise ValueError(
             f"None of the {len(area)} units of {key!r} lies on the tissue of image {embedded.image_key!r} and has "
@@ -190,7 +192,7 @@ def measure(embedded: Embedded, units: Units, genes: NDArray[np.intp], key: str)
         superpixels,
         features,
         csr_array(on_tissue[rows]),
-        csr_array(counts[:, genes]),
+        csr_array(padded[:, genes]),
         np.asarray(counts.sum(axis=1, dtype=np.float64)),
         units.centres(embedded.grid)[rows],
     )
@@ -206,25 +208,29 @@ def open_for_model(sdata: SpatialData, model: Model, image_key: str | None, embe
 
 def measure_for_model(
     sdata: SpatialData, model: Model, embedded: Embedded, table_key: str | None, layer: str | None
-) -> tuple[Units, Measured]:
+) -> tuple[Model, Units, Measured]:
     """Read the counts of the model's genes, under the keys of its training unless others are given.
+
+    Returns
+    -------
+    The model of those genes that were measured, the units, and those of them on tissue.
 
     Raises
     ------
     KeyError
-        If the table lacks genes of the model.
+        If none of the model's genes was measured.
     """
     key = table_key or str(model.inputs["table_key"])
     if table_key is None and layer is None:
         layer = model.inputs["layer"]
     units = measured_units(sdata, key, embedded.image_key, embedded.grid, layer)
-    genes = units.genes.get_indexer(pd.Index(model.genes))
-    if (genes < 0).any():
-        missing = [gene for gene, position in zip(model.genes, genes, strict=True) if position < 0]
+    names = [gene for gene in model.genes if gene in units.genes]
+    if not names:
         raise KeyError(
-            f"{len(missing)} of the model's {len(model.genes)} genes are not in {key!r}, such as {missing[:5]}."
+            f"None of the model's {len(model.genes)} genes is in {key!r}: the model has {model.genes[:5]}, the table "
+            f"{units.genes[:5].tolist()}; bring the names to one kind (symbols or Ensembl ids)."
         )
-    return units, measure(embedded, units, genes, key)
+    return model.of_genes(names), units, measure(embedded, units, units.genes.get_indexer(pd.Index(names)), key)
 
 
 def slide_measurement(model: Model, embedded: Embedded, measured: Measured, device: torch.device) -> Measurement:

@@ -1,27 +1,20 @@
-"""Spatial block folds: units that lie together are held out together."""
+"""Spatial folds: units that lie together are held out together."""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-BLOCK_SIDES = (64, 48, 32, 24, 16, 12, 8)
+# Sides of the blocks of superpixels that regions are made of: the first of which each fold has some, else the last.
+GRAINS = (4, 2, 1)
 BLOCKS_PER_FOLD = 2
 
 
-def block_folds(
-    centres: NDArray[np.floating],
-    shape: tuple[int, int],
-    folds: int,
-    seed: int,
-    sides: Sequence[int] = BLOCK_SIDES,
-) -> tuple[NDArray[np.int8], int]:
-    """Deal square blocks of superpixels out to folds of about the same number of units.
+def region_folds(centres: NDArray[np.floating], shape: tuple[int, int], folds: int) -> tuple[NDArray[np.int8], int]:
+    """Cut the measured tissue into one compact region per fold, with about the same number of units in each.
 
-    The blocks are as large as they can be with two of them in each fold, because a held-out unit whose neighbours
-    were trained on says little about tissue that was not measured.
+    The tissue is cut in two across its longer side, and so are its parts. Regions are as compact and as large as they
+    can be, because a held-out unit whose neighbours were trained on says little about tissue that was not measured.
 
     Parameters
     ----------
@@ -31,15 +24,11 @@ def block_folds(
         Rows and columns of the superpixel grid.
     folds
         Number of folds, at least 2.
-    seed
-        Of the order in which blocks are dealt.
-    sides
-        Of a block in superpixels, to choose from; the largest first.
 
     Returns
     -------
     fold
-        (block rows, block columns) fold of each block, -1 where there is no unit.
+        (block rows, block columns) fold of each block of superpixels, -1 where there is no unit.
     side
         Side of a block in superpixels.
 
@@ -48,19 +37,53 @@ def block_folds(
     ValueError
         If the units fill fewer blocks than there are folds.
     """
-    if folds < 2:
-        raise ValueError(f"{folds} folds given; at least 2 are needed to hold anything out.")
-    for side in sides:
-        rows, columns = -(-shape[0] // side), -(-shape[1] // side)
-        units = np.bincount(_block(centres, side, columns), minlength=rows * columns)
-        occupied = np.flatnonzero(units)
-        if len(occupied) >= folds * BLOCKS_PER_FOLD:
-            break
-    if len(occupied) < folds:
-        raise ValueError(
-            f"The measured units fill {len(occupied)} blocks of {side} x {side} superpixels, fewer than the {folds} "
-            "folds; measure more tissue or ask for fewer folds."
-        )
+    side = next((side for side in GRAINS if _number(centres, shape, side) >= folds * BLOCKS_PER_FOLD), GRAINS[-1])
+    units, occupied = _occupied(centres, shape, folds, side)
+    rows, columns = _blocks(shape, side)
+    fold = np.full(rows * columns, -1, np.int8)
+    parts = [(occupied, 0, folds)]
+    while parts:
+        blocks, first, number = parts.pop()
+        if number == 1:
+            fold[blocks] = first
+            continue
+        place = np.stack(np.divmod(blocks, columns))
+        longer = int(np.ptp(place[1]) > np.ptp(place[0]))
+        blocks = blocks[np.lexsort((place[1 - longer], place[longer]))]
+        half = number // 2
+        load = np.cumsum(units[blocks])
+        cut = int(np.searchsorted(load, load[-1] * half / number)) + 1
+        # Each side keeps a block for each of its folds.
+        cut = min(max(cut, half), len(blocks) - (number - half))
+        parts += [(blocks[:cut], first, half), (blocks[cut:], first + half, number - half)]
+    return fold.reshape(rows, columns), side
+
+
+def block_folds(
+    centres: NDArray[np.floating], shape: tuple[int, int], folds: int, side: int, seed: int
+) -> tuple[NDArray[np.int8], int]:
+    """Deal square blocks of superpixels out to folds of about the same number of units.
+
+    Parameters
+    ----------
+    centres, shape, folds
+        As in `region_folds`.
+    side
+        Of a block in superpixels.
+    seed
+        Of the order in which blocks are dealt.
+
+    Returns
+    -------
+    As `region_folds`.
+
+    Raises
+    ------
+    ValueError
+        If the units fill fewer blocks than there are folds.
+    """
+    units, occupied = _occupied(centres, shape, folds, side)
+    rows, columns = _blocks(shape, side)
     fold = np.full(rows * columns, -1, np.int8)
     load = np.zeros(folds, np.int64)
     order = np.random.default_rng(seed).permutation(occupied)
@@ -75,6 +98,31 @@ def fold_of(centres: NDArray[np.floating], fold: NDArray[np.int8], side: int) ->
     """(units,) fold of the block that each unit's centre lies in, -1 where no unit was dealt."""
     found: NDArray[np.int8] = fold.ravel()[_block(centres, side, fold.shape[1])]
     return found
+
+
+def _occupied(
+    centres: NDArray[np.floating], shape: tuple[int, int], folds: int, side: int
+) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Units in each block, and the blocks that have any."""
+    if folds < 2:
+        raise ValueError(f"{folds} folds given; at least 2 are needed to hold anything out.")
+    rows, columns = _blocks(shape, side)
+    units = np.bincount(_block(centres, side, columns), minlength=rows * columns)
+    occupied = np.flatnonzero(units)
+    if len(occupied) < folds:
+        raise ValueError(
+            f"The measured units fill {len(occupied)} blocks of {side} x {side} superpixels, fewer than the {folds} "
+            "folds; measure more tissue or ask for fewer folds."
+        )
+    return units, occupied
+
+
+def _number(centres: NDArray[np.floating], shape: tuple[int, int], side: int) -> int:
+    return len(np.unique(_block(centres, side, _blocks(shape, side)[1])))
+
+
+def _blocks(shape: tuple[int, int], side: int) -> tuple[int, int]:
+    return -(-shape[0] // side), -(-shape[1] // side)
 
 
 def _block(centres: NDArray[np.floating], side: int, columns: int) -> NDArray[np.int64]:

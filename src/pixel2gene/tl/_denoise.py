@@ -76,16 +76,16 @@ def denoise(
 
     Returns
     -------
-    None. Adds ``tables[key_added]``: units on tissue x genes of the model, linked to the same elements as the counts;
-    X and ``layers["sd"]`` are the posterior mean and standard deviation in expected counts per unit, ``var`` has the
-    held-out scores and the ``prior_shape``. Adds ``images[f"{key_added}_map"]``: (genes, y, x) float16, expected
-    counts per superpixel where units were measured, NaN elsewhere. For transcripts, whose units are superpixels, also
-    ``labels[f"{key_added}_superpixels"]``.
+    None. Adds ``tables[key_added]``: units on tissue x those genes of the model that were measured, linked to the same
+    elements as the counts; X and ``layers["sd"]`` are the posterior mean and standard deviation in expected counts per
+    unit, ``var`` has the held-out scores and the ``prior_shape``. Adds ``images[f"{key_added}_map"]``: (genes, y, x)
+    float16, expected counts per superpixel where units were measured, NaN elsewhere. For transcripts, whose units are
+    superpixels, also ``labels[f"{key_added}_superpixels"]``.
 
     Raises
     ------
     KeyError
-        If there is no such table, layer or embedding, or genes of the model were not measured.
+        If there is no such table, layer or embedding, or none of the model's genes was measured.
     ValueError
         If the embedding is of another encoder or scale than the model's, the values are no counts, or a result exists.
     """
@@ -96,7 +96,7 @@ def denoise(
     require_new(sdata, keys if source in sdata.points else keys[:2], overwrite)
     chosen_device = choose_device(device)
     model.network.to(chosen_device)
-    units, measured = measure_for_model(sdata, model, embedded, table_key, layer)
+    model, units, measured = measure_for_model(sdata, model, embedded, table_key, layer)
     data = slide_measurement(model, embedded, measured, chosen_device)
 
     shape = _prior_shape(model, data, chosen_device, seed)

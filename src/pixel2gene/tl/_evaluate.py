@@ -5,20 +5,9 @@ from collections.abc import Mapping, Sequence
 import pandas as pd
 from spatialdata import SpatialData
 
-from pixel2gene.core.device import choose_device
-from pixel2gene.core.model import Model, TrainingSlide
-from pixel2gene.core.scoring import Layout, full_scores
-from pixel2gene.spatial.embedded import measure_for_model, open_for_model, slide_measurement, training_slide
+from pixel2gene.core.model import Model
+from pixel2gene.spatial.evaluation import joined, score_slide
 from pixel2gene.spatial.slides import by_name
-
-SCALE = {
-    "mean_count": "counts per unit",
-    "pearson, rmse, ssim, morans_i": "log(1 + x) of values scaled to the mean total per unit",
-    "pearson_counts, deviance_explained": "counts as they are",
-    "spearman": "ranks",
-    "ceiling, share": "that of the score they are named after",
-}
-GENES = "chosen on the training data at fit"
 
 
 def evaluate(
@@ -50,7 +39,8 @@ def evaluate(
     Returns
     -------
     One row per gene; of a list or dict, one per ``(slide, gene)``. Log-normalised means scaled to the mean total per
-    unit and log(1 + x) transformed. The columns, NaN where that which they compare does not vary:
+    unit and log(1 + x) transformed. The columns, NaN where that which they compare does not vary and for genes that
+    the slide did not measure:
 
     ``mean_count``
         Counts per unit.
@@ -76,46 +66,13 @@ def evaluate(
     Raises
     ------
     KeyError
-        If there is no such table, layer or embedding, or genes of the model were not measured.
+        If there is no such table, layer or embedding, or none of the model's genes was measured.
     ValueError
         If the embedding is of another encoder or scale than the model's, the values are no counts, or no slide was
         given.
     """
     keys = table_key, image_key, layer, embedding_key
-    tables = {name: _evaluate_one(one, model, *keys, device) for name, one in by_name(sdata).items()}
+    tables = {name: score_slide(one, model, *keys, device) for name, one in by_name(sdata).items()}
     if isinstance(sdata, SpatialData):
         return tables.popitem()[1]
-    joined = pd.concat(tables, names=["slide", "gene"])
-    joined.attrs["pixel2gene"] = {name: table.attrs["pixel2gene"] for name, table in tables.items()}
-    return joined
-
-
-def _evaluate_one(
-    sdata: SpatialData,
-    model: Model,
-    table_key: str | None,
-    image_key: str | None,
-    layer: str | None,
-    embedding_key: str | None,
-    device: str | None,
-) -> pd.DataFrame:
-    chosen_device = choose_device(device)
-    embedded = open_for_model(sdata, model, image_key, embedding_key)
-    _, measured = measure_for_model(sdata, model, embedded, table_key, layer)
-    network = model.network.to(chosen_device)
-    data = slide_measurement(model, embedded, measured, chosen_device)
-    layout = Layout(embedded.grid.shape, measured.superpixels, measured.centres)
-    table = full_scores(network, data, model.genes, layout, chosen_device)
-    table.attrs["pixel2gene"] = {
-        "held_out": _held_out(training_slide(model, embedded), model.recipe.folds),
-        "units": len(measured.rows),
-        "scale": dict(SCALE),
-        "genes": GENES,
-    }
-    return table
-
-
-def _held_out(slide: TrainingSlide | None, folds: int) -> str:
-    if slide is None:
-        return "slide"
-    return f"blocks of {slide.side} x {slide.side} superpixels in {folds} folds"
+    return joined(tables)
