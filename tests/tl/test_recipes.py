@@ -52,12 +52,12 @@ def test_predict_and_denoise_work_as_ever(embedded_once: SpatialData, paper: p2g
         assert np.mean([np.corrcoef(a, b)[0, 1] for a, b in zip(found.T, truth.T, strict=True)]) > 0.3
 
 
-def test_blocks_stay_small_where_there_are_fewer_folds(embedded_once: SpatialData) -> None:
+def test_blocks_stay_of_8_where_there_are_fewer_folds(embedded_once: SpatialData) -> None:
     paper = fit(embedded_once, recipe=replace(SHORT, epochs=1), folds=2)
     default = fit(embedded_once, recipe=Recipe(max_checks=1), folds=2)
     assert paper.recipe == replace(SHORT, epochs=1, folds=2)
     assert paper.network.architecture.members == default.network.architecture.members == 2
-    assert paper.slides[0].side == 8 < default.slides[0].side
+    assert paper.slides[0].side == 8
 
 
 def test_the_default_is_the_recipe_of_that_name(fitted_once: p2g.Model) -> None:
