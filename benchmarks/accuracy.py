@@ -386,16 +386,19 @@ def _scoreboard(frame: pd.DataFrame, order: list[str]) -> pd.DataFrame:
         spread = f" ±{(scores.max() - scores.min()) / 2:.3f}" if len(scores) > 1 else ""
         return f"{scores.median():.3f}{spread}"
 
-    # Sections are no repeats: their mean is the score of a seed.
-    per_seed = frame.groupby(["data", "task", "method", "seed"], sort=False)["score"].mean()
-    cells = per_seed.groupby(["data", "task", "method"], sort=False).agg(cell)
+    cells = _per_seed(frame).groupby(["data", "task", "method"], sort=False).agg(cell)
     return _wide(cells, order)
+
+
+def _per_seed(frame: pd.DataFrame) -> pd.Series:
+    """Sections are no repeats: their mean is the score of a seed."""
+    return frame.groupby(["data", "task", "method", "seed"], sort=False)["score"].mean()
 
 
 def _standing(frame: pd.DataFrame) -> str:
     """How the default recipe stands to the others, and its own word to the outcome."""
     median = _wide(
-        frame.groupby(["data", "task", "method"], sort=False)["score"].median(), list(frame["method"].unique())
+        _per_seed(frame).groupby(["data", "task", "method"], sort=False).median(), list(frame["method"].unique())
     )
     rivals = median[[name for name in median if name not in NO_RIVALS]]
     found = pd.DataFrame({"score": median["default"]})
