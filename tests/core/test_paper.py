@@ -29,15 +29,6 @@ SHORT = PaperRecipe(folds=FOLDS, hidden=(16, 16), clusters=2, epochs=2)
 LONG = PaperRecipe(folds=FOLDS, hidden=(64, 64), clusters=1, drop=0.0, epochs=200)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    """Several would wait for one another over networks this small."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def slide(units=500, per_unit=1, genes=4, seed=0, share=1.0):
     """Noiseless units of some superpixels each, with the true linear rate (superpixels, genes)."""
     rng = np.random.default_rng(seed)

@@ -46,15 +46,6 @@ RECIPE = Recipe(
 )
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    """Several would wait for one another over networks this small."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def slide(seed=0, units=600, per_unit=3, genes=5, level=4.0):
     """Units of some superpixels each, with the true rate (superpixels, genes) of a log-linear world."""
     rng = np.random.default_rng(seed)

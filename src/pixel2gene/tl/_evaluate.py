@@ -22,7 +22,7 @@ def evaluate(
 ) -> pd.DataFrame:
     """Score each gene on counts that the model did not see.
 
-    On a slide of its training each unit is predicted by the member that was trained without the unit's block
+    On a slide of its training each unit is predicted by the member that was trained without the unit's region
     (out-of-fold); on any other slide by all members.
 
     Parameters
