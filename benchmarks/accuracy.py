@@ -6,8 +6,9 @@
     uv run python benchmarks/accuracy.py ablation   what each choice of the default recipe is worth
 
 Scores are means over genes of Pearson's correlation, medians over seeds. Simulated slides are scored against the true
-rates (denoising: true counts of the measured units), real sections against log-normalised counts. A constant has no
-correlation: "gene mean" counts as 0, as does any gene for which a method predicts the same everywhere.
+rates (denoising: true counts of the measured units, which leave out the noise of single units, as the layer "expected"
+does), real sections against log-normalised counts. A constant has no correlation: "gene mean" counts as 0, as does any
+gene for which a method predicts the same everywhere.
 """
 
 from __future__ import annotations
@@ -86,9 +87,18 @@ Side = Annotated[int, typer.Option(help="Height and width in pixels of 0.5 µm."
 class Rows:
     """Results so far, written whenever one is added, so that a killed run keeps what it has."""
 
-    def __init__(self, out: Path | None, options: dict[str, Any]) -> None:
+    def __init__(self, out: Path | None, options: dict[str, Any], *, resume: bool = False) -> None:
         self._out, self._options = out, options
         self.rows: list[Row] = []
+        if resume and out is not None and out.exists():
+            found = json.loads(out.read_text())
+            if found["options"] != options:
+                raise typer.BadParameter(f"{out} was made with {found['options']}.", param_hint="--resume")
+            self.rows = found["rows"]
+
+    def has(self, data: str, tasks: list[str], seed: int, method: str) -> bool:
+        found = {row["task"] for row in self.rows if (row["data"], row["seed"], row["method"]) == (data, seed, method)}
+        return found.issuperset(tasks)
 
     def add(self, row: Row) -> None:
         self.rows.append(row)
@@ -111,6 +121,7 @@ def table(
     transcriptome_genes: Annotated[int, typer.Option(help="Sampled of 18,000.")] = Sizes.transcriptome_genes,
     paper_folds: int = PaperOptions.folds,
     paper_epochs: int = PaperOptions.epochs,
+    resume: Annotated[bool, typer.Option("--resume", help="Keep the rows that are in the JSON.")] = False,
 ) -> None:
     """Score all methods on all data."""
     sizes = Sizes(side, visium_side, genes, transcriptome_genes)
@@ -118,13 +129,13 @@ def table(
     known = methods(paper)
     chosen_tasks, chosen = _matching(TASKS, tasks, "--tasks"), _matching(known, method, "--methods")
     names = _available(_matching([*SOURCES, sections.NAME], data, "--data"))
-    rows = Rows(out, {**asdict(sizes), "seeds": seeds, "paper": asdict(paper)})
+    rows = Rows(out, {**asdict(sizes), "paper": asdict(paper)}, resume=resume)
     for name in names:
         for seed in range(seeds):
             found = (
-                _score_sections(chosen_tasks, chosen, paper, seed)
+                _score_sections(chosen_tasks, chosen, paper, seed, rows)
                 if name == sections.NAME
-                else _score_slide(SOURCES[name], sizes, chosen_tasks, {one: known[one] for one in chosen}, seed)
+                else _score_slide(SOURCES[name], sizes, chosen_tasks, {one: known[one] for one in chosen}, seed, rows)
             )
             for row in found:
                 rows.add(row)
@@ -135,8 +146,11 @@ def table(
     )
     print(_scoreboard(frame, chosen).to_string(na_rep="-"))
     if "default" in chosen:
-        print("\nThe default recipe (ratios of medians; by prediction: denoised without a unit's own counts;")
-        print("out-of-fold and unmeasured: Pearson with counts, as the model's scores tell it and as it is)\n")
+        print(
+            "\nThe default recipe (ratios of medians; by prediction: denoised by the H&E alone; with own counts: also"
+        )
+        print("by the noisy count of the unit itself; out-of-fold and unmeasured: Pearson with counts, as the model's")
+        print("scores tell it and as it is)\n")
         print(_standing(frame))
     print("\nSeconds to fit, median\n")
     print(_seconds(frame, chosen))
@@ -232,7 +246,7 @@ def ablation(
     rows = Rows(out, {**asdict(sizes), "seeds": seeds})
     for name in _available(_matching(SOURCES, data, "--data")):
         for seed in range(seeds):
-            for row in _score_slide(SOURCES[name], sizes, ["fill half", "fill blocks"], variants, seed):
+            for row in _score_slide(SOURCES[name], sizes, ["fill half", "fill blocks"], variants, seed, rows):
                 rows.add(row)
                 _say(f"{name}, seed {seed}, {row['task']}, {row['method']}: {row['score']:.3f}, {row['seconds']:.1f} s")
     frame = pd.DataFrame(rows.rows)
@@ -241,25 +255,33 @@ def ablation(
     print(_scoreboard(frame, list(variants)).T.to_string(na_rep="-"))
 
 
-def _score_slide(source: Source, sizes: Sizes, tasks: list[str], chosen: dict[str, Method], seed: int) -> Iterator[Row]:
+def _score_slide(
+    source: Source, sizes: Sizes, tasks: list[str], chosen: dict[str, Method], seed: int, done: Rows
+) -> Iterator[Row]:
+    def left(*together: str) -> dict[str, Method]:
+        wanted = [task for task in together if task in tasks]
+        return {name: one for name, one in chosen.items() if not done.has(source.name, wanted, seed, name)}
+
+    def filling(task: str) -> dict[str, Method]:
+        return {name: one for name, one in left(task).items() if name not in ("raw counts", "smoothing")}
+
     slide = source.slide(sizes, seed)
     if {"fill half", "denoise"} & set(tasks):
         data = training(slide, half(slide), seed)
-        for name, fitted, row in _fits(source, "fill half", data, chosen):
+        for name, fitted, row in _fits(source, "fill half", data, left("fill half", "denoise")):
             if "fill half" in tasks and fitted.fills:
                 yield row | _filled(data, fitted) | (_on_counts(data, fitted) if name == "default" else {})
             if "denoise" in tasks:
                 yield row | {"task": "denoise"} | _denoised(source, data, fitted)
-    filling = {name: one for name, one in chosen.items() if name not in ("raw counts", "smoothing")}
     if "fill blocks" in tasks:
         data = training(slide, blocks(slide, seed), seed)
-        for name, fitted, row in _fits(source, "fill blocks", data, filling):
+        for name, fitted, row in _fits(source, "fill blocks", data, filling("fill blocks")):
             yield row | _filled(data, fitted) | (_on_counts(data, fitted) if name == "default" else {})
     if "new slide" in tasks:
         data = training(slide, nothing(slide), seed)
         new = source.new_slide(sizes, seed)
         truth = new.truth(data.genes)[new.superpixels]
-        for _, fitted, row in _fits(source, "new slide", data, filling):
+        for _, fitted, row in _fits(source, "new slide", data, filling("new slide")):
             yield row | {"score": mean_pearson(pearson(fitted.predict(new), truth))}
 
 
@@ -302,10 +324,13 @@ def _denoised(source: Source, data: Training, fitted: Fitted) -> Row:
     truth, predicted = data.true_counts(), data.measured.overlap @ rate
     if fitted.denoise is None:
         return {"score": mean_pearson(pearson(predicted, truth))}
-    # What the counts of the unit itself add to the prediction, or take from it.
+    if fitted.expect is None:
+        return {"score": mean_pearson(pearson(fitted.denoise(), truth))}
+    # What the neighbours of a unit add to the prediction, or take from it, and what its own counts do.
     return {
-        "score": mean_pearson(pearson(fitted.denoise(), truth)),
+        "score": mean_pearson(pearson(fitted.expect(), truth)),
         "by_prediction": mean_pearson(pearson(predicted, truth)),
+        "with_own_counts": mean_pearson(pearson(fitted.denoise(), truth)),
     }
 
 
@@ -316,11 +341,13 @@ def _on_counts(data: Training, fitted: Fitted) -> Row:
     return {"out_of_fold": float(told), "unmeasured": float(found)}
 
 
-def _score_sections(tasks: list[str], chosen: list[str], paper: PaperOptions, seed: int) -> Iterator[Row]:
+def _score_sections(tasks: list[str], chosen: list[str], paper: PaperOptions, seed: int, done: Rows) -> Iterator[Row]:
     spots = sections.load()
     for task in sections.TASKS:
         if task in tasks:
-            yield from sections.score(spots, task, [name for name in chosen if name in sections.METHODS], paper, seed)
+            able = [name for name in chosen if name in sections.METHODS]
+            left = [name for name in able if not done.has(sections.NAME, [task], seed, name)]
+            yield from sections.score(spots, task, left, paper, seed)
 
 
 def _rates(data: Training, which: NDArray[np.bool_]) -> NDArray[np.float32]:
@@ -409,8 +436,9 @@ def _standing(frame: pd.DataFrame) -> str:
         if name in median:
             found[label] = median["default"] / median[name]
     ours = frame[frame["method"] == "default"].groupby(["data", "task"], sort=False)
-    if "by_prediction" in frame:
-        found["by prediction"] = ours["by_prediction"].median()
+    for name in ("by_prediction", "with_own_counts"):
+        if name in frame:
+            found[name.replace("_", " ")] = ours[name].median()
     if "out_of_fold" in frame:
         found["out-of-fold"], found["unmeasured"] = ours["out_of_fold"].median(), ours["unmeasured"].median()
         found["difference"] = found["out-of-fold"] - found["unmeasured"]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
+from anndata import AnnData
 from numpy.typing import NDArray
 from scipy import ndimage
 from scipy.sparse import csr_array
@@ -47,6 +49,8 @@ class Fitted:
         (superpixels of the tissue, genes) rate on a slide.
     denoise
         (units on tissue, genes) expected counts of the training units; by default the prediction summed over them.
+    expect
+        The same without the noise of single units, which true rates do not have either.
     fills
         Whether it says anything about what was not measured.
     model
@@ -55,6 +59,7 @@ class Fitted:
 
     predict: Callable[[Slide], Array]
     denoise: Callable[[], Array] | None = None
+    expect: Callable[[], Array] | None = None
     fills: bool = True
     model: p2g.Model | None = None
 
@@ -204,12 +209,15 @@ def pixel2gene(training: Training, **options: object) -> Fitted:
         p2g.tl.predict(sdata, model, progress=False)
         return sdata["predicted"].X
 
-    def denoise() -> Array:
+    @functools.cache
+    def denoised() -> AnnData:
         p2g.tl.denoise(training.sdata, model, overwrite=True, progress=False)
-        return training.sdata["denoised"].X
+        return training.sdata["denoised"]
 
-    # The publication denoises by its prediction.
-    return Fitted(predict, None if options else denoise, model=model)
+    if options:
+        # The publication denoises by its prediction.
+        return Fitted(predict, model=model)
+    return Fitted(predict, lambda: denoised().X, lambda: denoised().layers["expected"], model=model)
 
 
 def oracle(training: Training) -> Fitted:
@@ -230,7 +238,7 @@ def measurement(training: Training) -> Measurement:
     """As `pixel2gene.tl.fit` makes it of one slide."""
     measured = training.measured
     fold, side = region_folds(measured.centres, training.slide.embedded.grid.shape, Recipe().folds)
-    return measured.measurement(fold_of(measured.centres, fold, side), 1.0, library_size=False)
+    return measured.measurement(fold_of(measured.centres, fold, side), 1.0, Recipe())
 
 
 def unit_features(training: Training) -> Array:

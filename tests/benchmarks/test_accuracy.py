@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
+import typer
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
@@ -23,3 +24,8 @@ def test_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     assert {"out_of_fold", "unmeasured"} <= rows[-2].keys()
     assert "share of oracle" not in (printed := capsys.readouterr().out)
     assert "best other" in printed
+
+    accuracy.table(out, data="hd", tasks="fill half", method="kNN,default", seeds=1, side=384, genes=8, resume=True)
+    assert json.loads(out.read_text())["rows"] == rows
+    with pytest.raises(typer.BadParameter, match="was made with"):
+        accuracy.table(out, data="hd", tasks="fill half", method="kNN", seeds=1, side=384, genes=9, resume=True)

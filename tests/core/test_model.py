@@ -12,6 +12,7 @@ from pixel2gene.core.ensemble import Architecture, Ensemble
 from pixel2gene.core.model import CARD, FORMAT, WEIGHTS, Model, TrainingSlide
 from pixel2gene.core.paper import PaperRecipe
 from pixel2gene.core.regression import History, Recipe
+from pixel2gene.core.trust import fit_familiarity
 
 GENES = ["ACTB", "ERBB2", "CD3E"]
 
@@ -36,6 +37,7 @@ def model():
         history=History([10, 20], [1.5, 1.25]),
         version="1.2.3",
         reference=["atlas"],
+        familiarity=fit_familiarity(np.random.default_rng(0).normal(size=(60, 30)), np.arange(60) % 3),
     )
 
 
@@ -66,6 +68,8 @@ def test_round_trip(model, saved):
         assert found.fold.dtype == np.int8
         for name in ("fingerprint", "name", "depth", "side"):
             assert getattr(found, name) == getattr(expected, name)
+    tissue = np.random.default_rng(1).normal(size=(9, 30))
+    np.testing.assert_array_equal(read.familiarity.trust(tissue), model.familiarity.trust(tissue))
 
 
 def test_round_trip_of_the_published_recipe(model, tmp_path):
@@ -99,6 +103,19 @@ def test_models_from_before_there_were_recipes_are_read(model, saved):
     assert read.reference is None
     features = torch.randn(9, 8)
     assert torch.equal(read.network.rates(features), model.network(features).exp())
+
+
+def test_models_from_before_there_was_trust_are_read(model, tmp_path):
+    replace(model, familiarity=None).save(tmp_path / "older.p2g")
+    assert not any(name.startswith("familiarity") for name in load_file(tmp_path / "older.p2g" / WEIGHTS))
+    read = Model.load(tmp_path / "older.p2g")
+    assert read.familiarity is None
+    features = torch.randn(9, 8)
+    assert torch.equal(read.network(features), model.network(features))
+
+
+def test_some_of_the_genes_know_the_same_tissue(model):
+    assert model.of_genes(GENES[1:]).familiarity is model.familiarity
 
 
 def test_all_scores_may_be_nan(model, tmp_path):
@@ -196,6 +213,7 @@ def without(path, prefix):
         lambda path: edit(path, lambda card: card["scores"]["pearson"].pop()),
         lambda path: without(path, "network.weights"),
         lambda path: without(path, "fold."),
+        lambda path: without(path, "familiarity.axes"),
     ],
 )
 def test_damage_is_told_in_one_error(saved, damage):

@@ -17,12 +17,14 @@ from pixel2gene.core.regression import (
     History,
     Measurement,
     Recipe,
+    Reference,
     deviance,
     expected,
     fit_ensemble,
     gene_weights,
     held_out_deviance,
     make_batch,
+    negative_log_likelihood,
     predict_rates,
     predict_units,
     thin_rows,
@@ -213,6 +215,87 @@ def test_a_member_learns_nothing_from_what_is_held_out_of_it(world):
         assert not torch.allclose(a[1], b[1], rtol=1e-3, atol=1e-4)
 
 
+def apart_from(data):
+    """Each unit is held apart from one of the members of the other folds, or in a tenth of the units from none."""
+    rng = np.random.default_rng(8)
+    units = np.arange(len(data.fold))
+    apart = (data.fold + rng.integers(1, FOLDS, len(units))) % FOLDS
+    return replace(data, apart=np.where(rng.random(len(units)) < 0.1, -1, apart).astype(np.int8))
+
+
+@pytest.mark.parametrize("start", ["random", "reference"])
+def test_a_member_learns_nothing_from_what_is_held_apart_from_it(world, start):
+    """As above, among all units that member 0 may not see; from a reference, before the first step."""
+    data = apart_from(world[0])
+    order, hidden = np.arange(len(data.fold)), (data.fold == 0) | (data.apart == 0)
+    order[hidden] = np.random.default_rng(0).permutation(order[hidden])
+    shuffled = replace(data, counts=data.counts[order])
+    genes = data.counts.shape[1]
+    reference = None
+    if start == "reference":
+        architecture = Architecture(FOLDS, data.features.shape[1], genes, RECIPE.hidden, 0.0, 0.0)
+        network = Ensemble(architecture, torch.Generator().manual_seed(0)).eval()
+        reference = Reference(network, np.arange(genes))
+    recipe = replace(RECIPE, max_checks=1)
+    first, other = (fit_ensemble(one, recipe, CPU, 0, False, reference)[0] for one in (data, shuffled))
+    changed = torch.zeros(FOLDS, dtype=torch.bool)
+    for a, b in zip(first.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(a[0], b[0], rtol=1e-5, atol=1e-6)
+        changed |= ((a - b).abs() > 1e-4).flatten(1).any(dim=1)
+    assert changed.tolist() == [False, True, True]
+    # Without, member 0 sees some of these units.
+    open_first, open_other = (
+        fit_ensemble(replace(one, apart=None), recipe, CPU, 0, False, reference)[0] for one in (data, shuffled)
+    )
+    assert any(
+        not torch.allclose(a[0], b[0], atol=1e-4)
+        for a, b in zip(open_first.parameters(), open_other.parameters(), strict=True)
+    )
+
+
+def test_the_gradient_of_a_member_is_that_of_the_units_that_it_sees(world):
+    data = apart_from(world[0])
+    units = np.arange(len(data.fold))
+    batch, weight = make_batch(data, units, CPU, data.overlap), gene_weights(data, 0.5)
+    network = random_network(genes=5)
+    loss = negative_log_likelihood(expected(network, batch), batch, weight)
+    gradients = []
+    for member in range(FOLDS):
+        chosen = (data.fold != member) & (data.apart != member)
+        network.zero_grad()
+        loss[member, torch.from_numpy(chosen)].mean().backward(retain_graph=True)
+        gradients.append([parameter.grad[member].clone() for parameter in network.parameters()])
+    # A step of SGD, gradients too short to be clipped, leads down these.
+    shrunk = weight * 1e-3
+    before = [parameter.detach().clone() for parameter in network.parameters()]
+    seen = torch.from_numpy(data.seen(units, FOLDS)).float()
+    optimiser = torch.optim.SGD(network.parameters(), lr=1.0)
+    module._step(network, copy.deepcopy(network), optimiser, batch, seen, shrunk, RECIPE, [])
+    for i, (parameter, old) in enumerate(zip(network.parameters(), before, strict=True)):
+        for member in range(FOLDS):
+            torch.testing.assert_close(
+                old[member] - parameter.detach()[member], 1e-3 * gradients[member][i], rtol=1e-3, atol=1e-6
+            )
+
+
+def test_seen_is_outside_the_fold_and_not_apart(world):
+    data = apart_from(world[0])
+    data = replace(data, fold=np.where(np.arange(600) % 10 == 0, -1, data.fold).astype(np.int8))
+    units = np.array([3, 599, 0, 40, 41, 7])
+    for one in (data, replace(data, apart=None)):
+        seen = one.seen(units, FOLDS)
+        assert seen.shape == (FOLDS, 6) and seen.dtype == bool
+        for member in range(FOLDS):
+            for unit, found in zip(units, seen[member], strict=True):
+                apart = one.apart is not None and one.apart[unit] == member
+                assert found == (one.fold[unit] != member and not apart)
+    none = replace(data, fold=np.full(600, -1, np.int8), apart=np.full(600, -1, np.int8))
+    assert none.seen(units, FOLDS).all()
+    np.testing.assert_array_equal(data.rows(units).apart, data.apart[units])
+    np.testing.assert_array_equal(data.rows(units).seen(np.arange(6), FOLDS), data.seen(units, FOLDS))
+    assert world[0].rows(units).apart is None
+
+
 def test_gradients_are_clipped_member_by_member(world):
     network = module._initial(world[0], RECIPE)
     for parameter in network.parameters():
@@ -227,13 +310,14 @@ def test_gradients_are_clipped_member_by_member(world):
 
 
 def test_a_member_starts_from_the_units_that_it_sees():
-    data, _ = slide(units=60)
+    data = apart_from(slide(units=60)[0])
     counts = data.counts.toarray()
     counts[data.fold == 2] = 0
+    counts[data.apart == 1] *= 3
     network = module._initial(replace(data, counts=csr_array(counts)), RECIPE)
     area = data.overlap.sum(axis=1) * data.depth
     for fold in range(FOLDS):
-        seen = data.fold != fold
+        seen = (data.fold != fold) & (data.apart != fold)
         rate = counts[seen].sum(axis=0) / area[seen].sum()
         np.testing.assert_allclose(network.biases[-1][fold, 0].exp().detach(), rate, rtol=0.02)
 

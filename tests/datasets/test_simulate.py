@@ -278,6 +278,74 @@ def test_round_trip(slides: dict[str, sd.SpatialData], platform: str, tmp_path: 
         np.testing.assert_allclose(matrix(back["truth"], system), matrix(sdata["truth"], system))
 
 
+@pytest.fixture(scope="module")
+def striped() -> sd.SpatialData:
+    return simulate(size=(1024, 1024), n_genes=20, rotation=0, measured=1.0, counts_per_superpixel=60, stripes=0.3)
+
+
+def test_no_artefacts_no_columns(aligned: sd.SpatialData) -> None:
+    assert not {"row_factor", "column_factor"} & set(aligned["counts"].obs)
+    planted = {"stripes": 0.0, "diffusion_um": 0.0, "capture": 0.12}
+    assert planted.items() <= aligned.attrs["simulation"].items()
+
+
+def test_stripes_are_factors_of_rows_and_columns(striped: sd.SpatialData) -> None:
+    obs = striped["counts"].obs
+    for line, name in (("array_row", "row_factor"), ("array_col", "column_factor")):
+        assert (obs.groupby(line)[name].nunique() == 1).all()
+        factor = obs.groupby(line)[name].first()
+        assert np.log(factor).std() == pytest.approx(0.3, rel=0.2)
+        assert factor.mean() == pytest.approx(1, abs=0.1)
+    truth, counts = cube(striped).sum(0), counts_on_grid(striped).sum(0)
+    rows = obs.groupby("array_row")["row_factor"].first().to_numpy()
+    columns = obs.groupby("array_col")["column_factor"].first().to_numpy()
+    expected = truth * rows[:, None] * columns
+    for axis in (0, 1):
+        some = truth.sum(axis) > 0
+        with_factors, without = (counts.sum(axis)[some] / mean.sum(axis)[some] for mean in (expected, truth))
+        np.testing.assert_allclose(with_factors, 1, atol=0.25)
+        assert with_factors.std() < 0.5 * without.std()
+    assert counts.sum() == pytest.approx(expected.sum(), rel=0.03)
+
+
+def test_stripes_leave_the_truth_alone(striped: sd.SpatialData) -> None:
+    settings = {"size": (1024, 1024), "n_genes": 20, "rotation": 0, "measured": 1.0, "counts_per_superpixel": 60}
+    np.testing.assert_array_equal(cube(striped), cube(simulate(**settings)))
+
+
+def test_molecules_drift_by_as_much_as_asked() -> None:
+    """The same molecules are drawn, so that those of a gene move apart by the drift."""
+    settings = {"platform": "xenium", "n_genes": 5, "measured": 1.0, "size": (640, 768), "counts_per_superpixel": 20}
+    still, drifted = (
+        simulate(diffusion_um=um, **settings)["transcripts"].compute().reset_index(drop=True) for um in (0, 12)
+    )
+    assert len(drifted) < len(still)
+    truth = simulate(n_genes=5, measured=1.0, size=(640, 768))["truth_regions"].to_numpy() > 0
+
+    def on_glass(points: object) -> np.ndarray:
+        return ~truth[(points["y"] // 8).astype(int), (points["x"] // 8).astype(int)]
+
+    assert not on_glass(still).any()
+    # What is expected to leave the tissue by a normal drift, from where the molecules were.
+    rng = np.random.default_rng(0)
+    moved = still[["x", "y"]] + rng.normal(0, 12, (len(still), 2))
+    moved = moved[(moved >= 0).all(axis=1) & (moved["x"] < 384) & (moved["y"] < 320)]
+    assert on_glass(drifted).sum() == pytest.approx(on_glass(moved).sum(), rel=0.1)
+    assert len(drifted) == pytest.approx(len(moved), rel=0.01)
+
+
+def test_slides_that_differ_in_capture_differ_by_one_field() -> None:
+    settings = {"size": (1024, 1024), "n_genes": 4, "measured": 0.1}
+    flat, weak, strong = (cube(simulate(capture=sd, **settings)) for sd in (0, 0.12, 0.36))
+    tissue = flat.sum(0) > 0
+    field, same = (np.log(other[:, tissue] / flat[:, tissue]) for other in (weak, strong))
+    # Common to all genes, and three times as strong.
+    np.testing.assert_allclose(field, field[:1] + np.zeros((4, 1)), atol=1e-4)
+    np.testing.assert_allclose(same - same.mean(), 3 * (field - field.mean()), atol=1e-3)
+    # A part of a field that correlates over 400 µm varies less within 512 µm.
+    assert 0.02 < field[0].std() < 0.2
+
+
 def test_size_that_superpixels_do_not_divide() -> None:
     sdata = simulate(size=(300, 411), mpp=0.7, n_genes=5, measured=1.0)
     assert sdata["truth"].shape == (5, 27, 36)
@@ -335,6 +403,10 @@ class TestOverAnImage:
         ({"n_genes": 0}, "n_genes is 0.*at least 1"),
         ({"visible": 1.2}, "visible is 1.2.*0 to 1"),
         ({"counts_per_superpixel": 0}, "counts_per_superpixel is 0.*above 0"),
+        ({"stripes": -0.1}, "stripes is -0.1.*at least 0"),
+        ({"diffusion_um": float("nan")}, "diffusion_um is nan.*at least 0"),
+        ({"capture": -1.0}, "capture is -1.0.*at least 0"),
+        ({"stripes": 0.1, "platform": "visium"}, "stripes is 0.1, but 'visium' has no rows of bins"),
         ({"image": np.zeros((300, 300, 3))}, "image is float64.*uint8"),
         ({"image": np.zeros((300, 300), np.uint8)}, r"shape \(300, 300\).*\(3, y, x\) or \(y, x, 3\)"),
         ({"image": np.zeros((3, 60, 60), np.uint8)}, "30 × 30 µm.*at least 64 µm"),

@@ -171,6 +171,95 @@ def test_axes_given(slide: sd.SpatialData) -> None:
         pl.expression(slide, "A", axes=given[:2])
 
 
+def results_table(scores: list[float]) -> AnnData:
+    table = AnnData(np.zeros((1, 2), np.float32))
+    table.var_names = GENES
+    table.var["pearson"] = scores
+    return table
+
+
+def test_titles_tell_the_score(slide: sd.SpatialData) -> None:
+    slide["predicted"] = results_table([0.526, np.nan])
+    slide["denoised"] = results_table([0.314, 0.2])
+    score = "\nout-of-fold Pearson "
+    assert titles(pl.expression(slide, "A"))[1:] == [
+        "A, measured",
+        f"A, denoised{score}0.31",
+        f"A, predicted{score}0.53",
+    ]
+    assert titles(pl.expression(slide, "B"))[2:] == [f"B, denoised{score}0.20", "B, predicted"]
+    del slide["predicted"].var["pearson"]
+    slide["denoised"] = slide["denoised"][:, ["B"]].copy()
+    assert titles(pl.expression(slide, "A"))[2:] == ["A, denoised", "A, predicted"]
+
+
+def trust(low: tuple[slice, slice]) -> object:
+    """0.3 in the part that is low, 0.7 elsewhere, none in the first column."""
+    values = np.full((1, ROWS, COLUMNS), 0.7, np.float16)
+    values[0][low] = 0.3
+    values[0, :, 0] = np.nan
+    return Image2DModel.parse(values, dims=("c", "y", "x"), transformations=transforms(FACTOR))
+
+
+def pixels_of(axes: np.ndarray) -> np.ndarray:
+    """Colours of the last panel as it is drawn, a pixel per superpixel."""
+    figure = axes[-1].figure
+    figure.canvas.draw()
+    drawn = np.asarray(figure.canvas.buffer_rgba())
+    x, y = (FACTOR * (np.arange(n) + 0.5) for n in (COLUMNS, ROWS))
+    places = np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2)
+    column, row = axes[-1].transData.transform(places).astype(int).T
+    return drawn[len(drawn) - 1 - row, column, :3].reshape(ROWS, COLUMNS, 3)
+
+
+def test_predictions_of_little_trust_are_grey(slide: sd.SpatialData) -> None:
+    values = np.full((2, ROWS, COLUMNS), 2, np.float16)
+    values[:, 4:8, 10:] = 9
+    values[:, :, 0] = np.nan
+    slide["predicted_map"] = raster(values)
+    slide["predicted_trust"] = trust(np.s_[4:8, 10:])
+    plain = pixels_of(pl.expression(slide, "A"))
+    axes = pl.expression(slide, "A", min_trust=0.5)
+    found = pixels_of(axes)
+    is_grey = (found == 204).all(axis=-1)
+    assert is_grey[4:8, 10:].all() and is_grey.sum() == 4 * 10
+    assert not (plain == 204).all(axis=-1).any()
+    # What was not predicted stays white.
+    assert (found[:, 0] == 255).all()
+    assert axes[-1].get_title() == "A, predicted\ngrey: trust below 0.5"
+    # What is not trusted does not say how bright the rest is; the other panels stay as they are.
+    assert pl.expression(slide, "A")[1].images[0].get_clim() == (0, 9)
+    assert axes[1].images[0].get_clim() == (0, 2)
+    assert np.asarray(axes[2].images[0].get_array())[BRIGHT] == 4
+    assert axes[-1].get_xlim() == axes[0].get_xlim()
+
+
+def test_the_window_shows_what_is_masked(slide: sd.SpatialData) -> None:
+    for key in ("counts", "denoised_map"):
+        del slide[key]
+    slide["predicted_trust"] = trust(np.s_[:, :])
+    axes = pl.expression(slide, "A", min_trust=0.5)
+    assert axes[0].get_xlim() == (0, COLUMNS * FACTOR)
+
+
+def test_all_trusted(slide: sd.SpatialData) -> None:
+    slide["predicted_trust"] = trust(np.s_[:0])
+    assert np.array_equal(pixels_of(pl.expression(slide, "A", min_trust=0.5)), pixels_of(pl.expression(slide, "A")))
+
+
+def test_trust_that_was_not_predicted(slide: sd.SpatialData) -> None:
+    with pytest.raises(KeyError, match="No 'predicted_trust' among the images.*'predicted_map'.*predict anew"):
+        pl.expression(slide, "A", min_trust=0.5)
+    with pytest.raises(KeyError, match="No 'other_trust'"):
+        pl.expression(slide, "A", predicted="other", min_trust=0.5)
+
+
+def test_trust_without_a_prediction_of_the_gene(slide: sd.SpatialData) -> None:
+    slide["predicted_trust"] = trust(np.s_[:, :])
+    del slide["predicted_map"]
+    assert titles(pl.expression(slide, "A", min_trust=0.5)) == ["H&E", "A, measured", "A, denoised"]
+
+
 def test_unknown_gene(slide: sd.SpatialData) -> None:
     with pytest.raises(KeyError, match=r"No gene 'ERBB2'; there are 2, such as \['A', 'B'\]"):
         pl.expression(slide, "ERBB2")

@@ -150,7 +150,7 @@ def test_nothing_on_tissue_or_no_counts_is_refused(values, embedded, units):
 def test_measurement(embedded, units, library_size):
     measured = measure(embedded, units, np.arange(3), "table")
     fold = np.zeros(len(measured.rows), np.int8)
-    data = measured.measurement(fold, 0.7, library_size)
+    data = measured.measurement(fold, 0.7, Recipe(library_size=library_size))
     expected = measured.totals / measured.area / measured.density if library_size else 1.0
     np.testing.assert_allclose(data.depth, np.broadcast_to(0.7 * expected, fold.shape), rtol=1e-5)
     assert data.depth.dtype == np.float32

@@ -18,12 +18,15 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 from torch import from_numpy
 
+from pixel2gene.core.card import Card, card
 from pixel2gene.core.ensemble import Architecture, Ensemble
 from pixel2gene.core.paper import RECIPES, PaperRecipe
 from pixel2gene.core.regression import History, Recipe
+from pixel2gene.core.trust import Familiarity
 
 FORMAT = 1
 WEIGHTS, CARD = "weights.safetensors", "model.json"
+FAMILIARITY = "familiarity."
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,8 @@ class Model:
         Of pixel2gene.
     reference
         Names of the slides that the model was trained on from which training started, if it started from one.
+    familiarity
+        What the training tissue looks like; None in a model that was saved before there was this.
     """
 
     genes: list[str]
@@ -87,6 +92,7 @@ class Model:
     history: History
     version: str
     reference: list[str] | None = None
+    familiarity: Familiarity | None = None
 
     def __repr__(self) -> str:
         r = self.scores["pearson"].mean()
@@ -102,6 +108,10 @@ class Model:
             return self
         network = self.network.of_genes(pd.Index(self.genes).get_indexer(pd.Index(names)))
         return dataclasses.replace(self, genes=names, network=network, scores=self.scores.loc[names])
+
+    def card(self) -> Card:
+        """What it was made of, how good it is, and what it is not for."""
+        return card(self)
 
     def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
         """Write the model to a folder.
@@ -149,34 +159,37 @@ class Model:
         if not (path / CARD).is_file() or not (path / WEIGHTS).is_file():
             raise FileNotFoundError(f"No model at {path}: a folder with {CARD} and {WEIGHTS} is expected.")
         try:
-            card = json.loads((path / CARD).read_text())
-            if card["format"] != FORMAT:
-                raise ValueError(f"it has format {card['format']}, this version of pixel2gene reads {FORMAT}")
+            stored = json.loads((path / CARD).read_text())
+            if stored["format"] != FORMAT:
+                raise ValueError(f"it has format {stored['format']}, this version of pixel2gene reads {FORMAT}")
             tensors = load_file(path / WEIGHTS)
-            network = Ensemble(Architecture(**_with_tuples(card["architecture"])))
+            network = Ensemble(Architecture(**_with_tuples(stored["architecture"])))
             network.load_state_dict(
                 {name[8:]: from_numpy(value) for name, value in tensors.items() if name.startswith("network.")}
             )
-            if network.architecture.genes != len(card["genes"]):
-                raise ValueError(f"it has {len(card['genes'])} genes but {network.architecture.genes} outputs")
+            if network.architecture.genes != len(stored["genes"]):
+                raise ValueError(f"it has {len(stored['genes'])} genes but {network.architecture.genes} outputs")
             return cls(
-                genes=card["genes"],
-                encoder=card["encoder"],
-                inputs=card["inputs"],
-                recipe=_recipe(card["recipe"]),
+                genes=stored["genes"],
+                encoder=stored["encoder"],
+                inputs=stored["inputs"],
+                recipe=_recipe(stored["recipe"]),
                 network=network.eval(),
-                slides=[TrainingSlide(**slide, fold=tensors[f"fold.{i}"]) for i, slide in enumerate(card["slides"])],
-                scores=pd.DataFrame(card["scores"], index=pd.Index(card["genes"], name="gene"), dtype=float),
-                history=History(**card["history"]),
-                version=card["version"],
-                reference=card.get("reference"),
+                slides=[TrainingSlide(**slide, fold=tensors[f"fold.{i}"]) for i, slide in enumerate(stored["slides"])],
+                scores=pd.DataFrame(stored["scores"], index=pd.Index(stored["genes"], name="gene"), dtype=float),
+                history=History(**stored["history"]),
+                version=stored["version"],
+                reference=stored.get("reference"),
+                familiarity=_familiarity(tensors),
             )
         except (AttributeError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
             raise ValueError(f"The model at {path} cannot be read: {error}.") from error
 
     def _tensors(self) -> dict[str, NDArray[Any]]:
         weights = {f"network.{name}": value.cpu().numpy() for name, value in self.network.state_dict().items()}
-        return weights | {f"fold.{i}": slide.fold for i, slide in enumerate(self.slides)}
+        folds = {f"fold.{i}": slide.fold for i, slide in enumerate(self.slides)}
+        familiarity = {} if self.familiarity is None else vars(self.familiarity)
+        return weights | folds | {f"{FAMILIARITY}{name}": value for name, value in familiarity.items()}
 
     def _card(self) -> dict[str, Any]:
         return {
@@ -198,6 +211,12 @@ class Model:
                 for name, column in self.scores.items()
             },
         }
+
+
+def _familiarity(tensors: dict[str, NDArray[Any]]) -> Familiarity | None:
+    """Models from before there was trust have none."""
+    arrays = {name.removeprefix(FAMILIARITY): value for name, value in tensors.items() if name.startswith(FAMILIARITY)}
+    return Familiarity(**arrays) if arrays else None
 
 
 def _name(recipe: Recipe | PaperRecipe) -> str:

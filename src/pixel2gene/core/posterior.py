@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.interpolate import CubicSpline
 from scipy.special import gammaln
+
+from pixel2gene.core.empirical_bayes import posterior
 
 # Grid of the shape r of the gamma prior: from a prior that says next to nothing to one that the counts never move.
 SHAPES = np.geomspace(1e-2, 1e4, 37)
+# The likelihood, smooth in log r, is interpolated to so many times as many.
+FINER = 8
 
 
 class ShapeEstimator:
-    """Maximum-likelihood shape of each gene's gamma prior, from units that come some at a time.
+    """Shape of each gene's gamma prior, from units that come some at a time.
 
     A count whose Poisson rate is gamma distributed with shape r around m is negative binomial with mean m and
     dispersion 1 / r.
@@ -33,16 +38,11 @@ class ShapeEstimator:
 
     @property
     def shape(self) -> NDArray[np.float64]:
-        """(genes,) most likely shape: the peak of a parabola through the best point of a grid and its neighbours."""
-        best = self._log_likelihood.argmax(axis=0).clip(1, len(SHAPES) - 2)
-        gene = np.arange(self._log_likelihood.shape[1])
-        below, peak, above = (self._log_likelihood[best + step, gene] for step in (-1, 0, 1))
-        curvature = below - 2 * peak + above
-        offset = np.where(curvature < 0, (below - above) / np.where(curvature < 0, 2 * curvature, 1), 0)
-        log_shape = np.log(SHAPES)
-        step = log_shape[1] - log_shape[0]
-        result: NDArray[np.float64] = np.exp(log_shape[best] + offset.clip(-1, 1) * step)
-        return result
+        """(genes,) geometric mean of the shape over its posterior, see `pixel2gene.core.empirical_bayes`."""
+        candidates = np.interp(np.arange(FINER * (len(SHAPES) - 1) + 1) / FINER, np.arange(len(SHAPES)), np.log(SHAPES))
+        log_likelihood = CubicSpline(np.log(SHAPES), self._log_likelihood)(candidates)
+        shape: NDArray[np.float64] = np.exp(candidates @ posterior(log_likelihood))
+        return shape
 
 
 def gamma_poisson_posterior(
@@ -61,5 +61,4 @@ def gamma_poisson_posterior(
         (genes,).
     """
     rate = shape / np.maximum(mean, 1e-8) + 1
-    posterior = (shape + counts) / rate
-    return posterior.astype(np.float32), (np.sqrt(shape + counts) / rate).astype(np.float32)
+    return ((shape + counts) / rate).astype(np.float32), (np.sqrt(shape + counts) / rate).astype(np.float32)

@@ -108,6 +108,9 @@ class Measurement:
         (units,) the row of `panels` that tells what was measured in a unit.
     panels
         (slides, genes) whether a slide measured a gene; None where all measured all. Counts outside are dropped.
+    apart
+        (units,) a second member that has not seen a unit, though it has seen what surrounds it; -1 or None where there
+        is none.
     """
 
     features: NDArray[np.floating]
@@ -118,6 +121,7 @@ class Measurement:
     patch: NDArray[np.int64]
     slide: NDArray[np.intp] | None = None
     panels: NDArray[np.bool_] | None = None
+    apart: NDArray[np.int8] | None = None
 
     def __post_init__(self) -> None:
         if self.panels is None or self.slide is None:
@@ -140,6 +144,12 @@ class Measurement:
         panel: NDArray[np.bool_] = self.panels[self.slide[units]]
         return panel
 
+    def seen(self, units: NDArray[np.integer], members: int) -> NDArray[np.bool_]:
+        """(members, units) whether a member may be trained on a unit."""
+        member = np.arange(members)[:, None]
+        seen: NDArray[np.bool_] = self.fold[units] != member
+        return seen if self.apart is None else seen & (self.apart[units] != member)
+
     def over_genes(self, values: NDArray[np.floating]) -> NDArray[np.float64]:
         """(genes,) sum of the (units,) values over the units that measured the gene."""
         if self.panels is None or self.slide is None:
@@ -157,6 +167,7 @@ class Measurement:
             fold=self.fold[units],
             patch=self.patch[units],
             slide=None if self.slide is None else self.slide[units],
+            apart=None if self.apart is None else self.apart[units],
         )
 
 
@@ -261,7 +272,8 @@ def fit_ensemble(
                 for units in itertools.islice(batches, more):
                     overlap = thin_rows(data.overlap[units], recipe.superpixels_per_unit, rng)
                     batch = make_batch(data, units, device, overlap)
-                    _step(network, average, optimiser, batch, data.fold[units], weight, recipe, pulls)
+                    seen = torch.from_numpy(data.seen(units, recipe.folds)).to(batch.depth)
+                    _step(network, average, optimiser, batch, seen, weight, recipe, pulls)
                     warmup.step()
                 history.step.append(sum(history.step[-1:]) + more)
                 history.deviance.append(held_out_deviance(average, looked_at, even, device))
@@ -409,11 +421,10 @@ def _initial(data: Measurement, recipe: Recipe) -> Ensemble:
     exposure = data.area * data.depth
     with torch.no_grad():
         network.weights[-1].mul_(0.1)
-        for fold in range(recipe.folds):
-            seen = data.fold != fold
+        for member, seen in enumerate(data.seen(np.arange(len(data.fold)), recipe.folds)):
             counts = np.asarray(data.counts[seen].sum(axis=0)).ravel()
             rate = (counts + EMPTY_GENE_COUNTS) / data.over_genes(exposure * seen)
-            network.biases[-1][fold, 0] = torch.from_numpy(np.log(rate))
+            network.biases[-1][member, 0] = torch.from_numpy(np.log(rate))
     return network
 
 
@@ -440,14 +451,14 @@ def _log_levels(network: Ensemble, data: Measurement, genes: NDArray[np.intp]) -
 
     Genes of few counts stay near the ratio of the totals.
     """
-    members = np.arange(network.architecture.members)[:, None]
+    members = network.architecture.members
     device = network.feature_mean.device
     chosen = torch.from_numpy(genes).to(device)
-    counted, mean = torch.zeros((2, len(members), len(genes)), device=device)
+    counted, mean = torch.zeros((2, members, len(genes)), device=device)
     for units in _pieces(data.overlap, np.arange(len(data.fold))):
         batch = make_batch(data, units, device, data.overlap[units])
         measured = None if batch.measured is None else batch.measured[:, chosen]
-        seen = torch.from_numpy(data.fold[units][None] != members).to(mean)
+        seen = torch.from_numpy(data.seen(units, members)).to(mean)
         counted += seen @ batch.counts[:, chosen]
         each = _where_measured(expected(network, batch, genes=chosen), measured)
         mean += (each * seen[..., None]).sum(dim=1)
@@ -507,15 +518,13 @@ def _step(
     average: Ensemble,
     optimiser: torch.optim.Optimizer,
     batch: Batch,
-    fold: NDArray[np.int8],
+    seen: Tensor,
     weight: Tensor,
     recipe: Recipe,
     pulls: list[tuple[Tensor, Tensor, Tensor]],
 ) -> None:
     network.train()
     loss = negative_log_likelihood(expected(network, batch), batch, weight)
-    members = np.arange(recipe.folds)[:, None]
-    seen = torch.from_numpy(fold[None] != members).to(loss)
     optimiser.zero_grad(set_to_none=True)
     # Members share no weights, so that each has the gradient of its own mean.
     ((loss * seen).sum(dim=1) / seen.sum(dim=1).clamp_min(1)).sum().backward()

@@ -123,6 +123,48 @@ class _Molecules:
     gene: np.ndarray
 
 
+@dataclass(frozen=True)
+class _Bins:
+    """Lattice of bins of 8 µm, turned about the centre of the slide, and the share that its rows and columns catch.
+
+    Attributes
+    ----------
+    n
+        Half the number of rows and of columns.
+    side
+        Of a bin in pixels.
+    centre
+        Of the lattice, x and y in pixels.
+    turn
+        From the axes of the slide to those of the lattice.
+    row_factor, column_factor
+        (2 n,) relative to a mean of 1.
+    """
+
+    n: int
+    side: float
+    centre: np.ndarray
+    turn: np.ndarray
+    row_factor: np.ndarray
+    column_factor: np.ndarray
+
+    def of(self, xy: np.ndarray) -> np.ndarray:
+        """Column and row of the bin that each point (x, y) in pixels lies in."""
+        index: np.ndarray = np.floor((xy - self.centre) @ self.turn.T / self.side).astype(int) + self.n
+        return index
+
+    @property
+    def most(self) -> float:
+        """Factor of the bin that catches most."""
+        return float(self.row_factor.max() * self.column_factor.max())
+
+    def caught(self, xy: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Draw which points are caught, in proportion to the factors."""
+        column, row = self.of(xy).T
+        kept: np.ndarray = rng.random(len(xy)) * self.most < self.row_factor[row] * self.column_factor[column]
+        return kept
+
+
 def simulate(
     platform: str = "visium_hd",
     *,
@@ -134,6 +176,9 @@ def simulate(
     visible: float = 0.65,
     measured: float | np.ndarray = 0.5,
     rotation: float = 5.0,
+    stripes: float = 0.0,
+    diffusion_um: float = 0.0,
+    capture: float = 0.12,
     image: np.ndarray | None = None,
     seed: int = 0,
     biology: int = 0,
@@ -147,7 +192,7 @@ def simulate(
     The true rate of a gene is the expected count in a superpixel of 8 × 8 µm, given the biology and a capture
     efficiency that varies slowly over the slide. It does not include the gamma noise of single superpixels. Counts of
     a superpixel have the variance ``truth + dispersion * truth**2``; of the dispersion, 1/16 is library size, which
-    the genes of a superpixel share.
+    the genes of a superpixel share. Neither does it include what the platform adds: `stripes` and diffusion.
 
     Parameters
     ----------
@@ -173,6 +218,15 @@ def simulate(
         bins, spots and cells that lie wholly inside are made.
     rotation
         Angle in degrees by which the grid of bins or spots is turned about the centre of the slide.
+    stripes
+        Standard deviation of the log factor by which each row, and each column, of the bins of ``"visium_hd"``
+        catches more or less.
+    diffusion_um
+        Standard deviation in µm, along each axis, of the way that molecules drift before they are caught, also onto
+        the glass.
+    capture
+        Standard deviation of the log of the capture efficiency, a Gaussian field that correlates over 400 µm. Slides
+        that differ in this alone have the same field: their truths differ by it, and by one factor.
     image
         H&E, ``uint8`` of shape (3, y, x) or (y, x, 3), to lay the expression over instead of painting one.
     seed
@@ -188,13 +242,15 @@ def simulate(
     - ``shapes["square_008um"]`` or ``shapes["spots"]`` in pixels, or ``shapes["cells"]`` and
       ``points["transcripts"]`` in µm;
     - ``tables["counts"]`` on those shapes, with ``mean`` (true mean per superpixel of the tissue), ``dispersion`` and
-      ``visible_share`` per gene;
+      ``visible_share`` per gene; with `stripes`, ``row_factor`` and ``column_factor`` per bin, of mean 1 over the rows
+      and columns of the slide;
     - ``images["truth"]``, the true rates (gene, y, x) in expected counts per superpixel, zero outside the tissue;
     - ``labels["truth_regions"]``, the kind of tissue of each superpixel, 0 outside: the compartments of a painted
       slide in the order stroma, tumour, gland, lumen, lymphoid, fat, vessel, necrosis, or clusters of an `image`;
     - ``attrs["simulation"]``, the parameters.
     """
     _check(platform, profile, n_genes, counts_per_superpixel, visible, mpp)
+    _check_artefacts(platform, stripes, diffusion_um, capture)
     parameters: dict[str, Any] = {
         "platform": platform,
         "mpp": mpp,
@@ -204,6 +260,9 @@ def simulate(
         "visible": visible,
         "measured": "mask" if isinstance(measured, np.ndarray) else measured,
         "rotation": rotation,
+        "stripes": stripes,
+        "diffusion_um": diffusion_um,
+        "capture": capture,
         "image": "painted" if image is None else "given",
         "seed": seed,
         "biology": biology,
@@ -219,8 +278,9 @@ def simulate(
     inside = _region(measured, shape, mpp)
 
     genes = _draw_genes(n_genes, profile, visible, biology)
-    truth, means = _true_rates(tissue, genes, counts_per_superpixel, np.random.default_rng([seed, 1]))
-    molecules = _draw_molecules(truth, mpp, inside, np.random.default_rng([seed, 2]))
+    truth, means = _true_rates(tissue, genes, counts_per_superpixel, capture, np.random.default_rng([seed, 1]))
+    bins = _bins(shape, mpp, rotation, stripes, seed)
+    molecules = _draw_molecules(truth, mpp, inside, diffusion_um / mpp, bins if stripes > 0 else None, seed)
     var = pd.DataFrame(
         {"mean": means, "dispersion": _marginal_dispersion(genes), "visible_share": genes.share}, index=genes.names
     )
@@ -230,7 +290,7 @@ def simulate(
     if platform == "xenium":
         elements = _cells(tissue.nuclei, molecules, var, mpp, inside)
     else:
-        elements = _grid(platform, shape, mpp, rotation, molecules, var, inside, transforms)
+        elements = _grid(platform, bins, mpp, molecules, var, inside, transforms, stripes > 0)
     elements |= {
         "he": _he(picture, transforms),
         "truth": _truth_image(truth, _on_grid(transforms, mpp)),
@@ -254,6 +314,16 @@ def _check(platform: str, profile: str, n_genes: int, counts: float, visible: fl
         raise ValueError(f"visible is {visible}: give a share from 0 to 1.")
     if not 0 < mpp <= 4:
         raise ValueError(f"mpp is {mpp}: give the pixel size in µm, above 0 and at most 4.")
+
+
+def _check_artefacts(platform: str, stripes: float, diffusion_um: float, capture: float) -> None:
+    for name, value in {"stripes": stripes, "diffusion_um": diffusion_um, "capture": capture}.items():
+        if not 0 <= value < np.inf:
+            raise ValueError(f"{name} is {value}: give a standard deviation of at least 0.")
+    if stripes > 0 and platform != "visium_hd":
+        raise ValueError(
+            f"stripes is {stripes}, but {platform!r} has no rows of bins: leave it out, or simulate 'visium_hd'."
+        )
 
 
 def _channels_first(image: np.ndarray) -> np.ndarray:
@@ -455,7 +525,9 @@ def _marginal_dispersion(genes: _Genes) -> np.ndarray:
     return (1 + genes.dispersion) * (1 + 1 / _LIBRARY_SHAPE) - 1
 
 
-def _true_rates(tissue: _Tissue, genes: _Genes, counts: float, rng: np.random.Generator) -> tuple[_Truth, np.ndarray]:
+def _true_rates(
+    tissue: _Tissue, genes: _Genes, counts: float, capture: float, rng: np.random.Generator
+) -> tuple[_Truth, np.ndarray]:
     """True rates that sum to `counts` in the mean over the tissue, and each gene's mean."""
     mask = tissue.mask
     if not mask.any():
@@ -463,28 +535,40 @@ def _true_rates(tissue: _Tissue, genes: _Genes, counts: float, rng: np.random.Ge
     lengths = np.geomspace(50, 300, _N_FIELDS) / SUPERPIXEL_UM
     fields = np.stack([smooth_field(mask.shape, length, rng)[mask] for length in lengths], axis=1)
     fields = (fields - fields.mean(0)) / fields.std(0)
-    capture = np.exp(0.12 * smooth_field(mask.shape, 400 / SUPERPIXEL_UM, rng)[mask])
-    truth = _Truth(genes, mask, tissue.cells[:, mask].T, tissue.context[:, mask].T, fields, capture)
+    caught = np.exp(float(capture) * smooth_field(mask.shape, 400 / SUPERPIXEL_UM, rng)[mask])
+    truth = _Truth(genes, mask, tissue.cells[:, mask].T, tissue.context[:, mask].T, fields, caught)
     means = np.concatenate([truth.rates(block).mean(1, dtype=np.float64) for block in truth.blocks()])
     depth = counts / means.sum()
-    return _Truth(genes, mask, truth.cells, truth.context, fields, (capture * depth).astype(np.float32)), means * depth
+    return _Truth(genes, mask, truth.cells, truth.context, fields, (caught * depth).astype(np.float32)), means * depth
 
 
 def _draw_molecules(
-    truth: _Truth, mpp: float, inside: Callable[[np.ndarray], np.ndarray], rng: np.random.Generator
+    truth: _Truth,
+    mpp: float,
+    inside: Callable[[np.ndarray], np.ndarray],
+    drift: float,
+    stripes: _Bins | None,
+    seed: int,
 ) -> _Molecules:
+    """Molecules that the platform collects, after they drifted by so many pixels (sd) along each axis."""
+    rng, drifting, catching = (np.random.default_rng([seed, k]) for k in (2, 3, 4))
+    depth = stripes.most if stripes else 1.0
     corner = np.argwhere(truth.mask)[:, ::-1]
     library = rng.gamma(_LIBRARY_SHAPE, 1 / _LIBRARY_SHAPE, len(corner))
     xy, gene = [], []
     for block in truth.blocks():
         shape = 1 / truth.genes.dispersion[block, None]
         rates = truth.rates(block)
-        counts = rng.poisson(rates * library * rng.standard_gamma(shape, rates.shape) / shape)
+        counts = rng.poisson(rates * depth * library * rng.standard_gamma(shape, rates.shape) / shape)
         row, col = counts.nonzero()
         number = counts[row, col]
         points = corner[np.repeat(col, number)] + rng.random((number.sum(), 2))
         points *= SUPERPIXEL_UM / mpp
+        if drift > 0:
+            points += drifting.normal(0, drift, points.shape)
         keep = inside(points)
+        if stripes:
+            keep[keep] = stripes.caught(points[keep], catching)
         xy.append(points[keep])
         gene.append(np.repeat(row + block.start, number)[keep].astype(np.int32))
     return _Molecules(np.concatenate(xy), np.concatenate(gene))
@@ -493,36 +577,42 @@ def _draw_molecules(
 # --- measurement -------------------------------------------------------------------------------------------------
 
 
+def _bins(shape: tuple[int, ...], mpp: float, rotation: float, stripes: float, seed: int) -> _Bins:
+    angle = np.deg2rad(rotation)
+    turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
+    side = SUPERPIXEL_UM / mpp
+    n = int(np.ceil(np.hypot(shape[0], shape[1]) / 2 / side))
+    factors = np.exp(stripes * np.random.default_rng([seed, 5]).standard_normal((2, 2 * n)))
+    return _Bins(n, side, np.array([shape[1], shape[0]]) / 2, turn, *(factors / factors.mean(1, keepdims=True)))
+
+
 def _grid(
     platform: str,
-    shape: tuple[int, ...],
+    bins: _Bins,
     mpp: float,
-    rotation: float,
     molecules: _Molecules,
     var: pd.DataFrame,
     inside: Callable[[np.ndarray], np.ndarray],
     transforms: dict[str, BaseTransformation],
+    with_factors: bool,
 ) -> dict[str, Any]:
     """Bins or spots of a grid turned about the centre of the slide, and what they collect."""
-    angle = np.deg2rad(rotation)
-    turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
-    centre = np.array([shape[1], shape[0]]) / 2
-    reach = np.hypot(shape[0], shape[1]) / 2
+    turn, centre = bins.turn, bins.centre
     if platform == "visium_hd":
-        side = SUPERPIXEL_UM / mpp
-        n = int(np.ceil(reach / side))
+        n, side = bins.n, bins.side
         row, col = (index.ravel() for index in np.indices((2 * n, 2 * n)))
         origin = np.stack([col - n, row - n], axis=1) * side
         outline = (origin[:, None] + side * np.array([[0, 0], [1, 0], [1, 1], [0, 1]])) @ turn + centre
         whole = _whole(outline, inside)
         unit = np.full((2 * n, 2 * n), -1)
         unit[row[whole], col[whole]] = np.arange(whole.sum())
-        cell = np.floor((molecules.xy - centre) @ turn.T / side).astype(int) + n
+        cell = bins.of(molecules.xy)
         owner = unit[cell[:, 1], cell[:, 0]]
         name, middle = "square_008um", outline[whole].mean(1)
         shapes = gpd.GeoDataFrame(geometry=shapely.polygons(outline[whole]))
     else:
         pitch, radius = PITCH_UM / mpp, SPOT_UM / 2 / mpp
+        reach = np.hypot(*centre)
         n = int(np.ceil(reach / pitch / 0.866)) + 1
         row, col = (index.ravel() - n for index in np.indices((2 * n + 1, 2 * n + 1)))
         middle = np.stack([(col + row % 2 / 2) * pitch, row * pitch * np.sqrt(3) / 2], axis=1) @ turn + centre
@@ -537,6 +627,8 @@ def _grid(
         shapes = gpd.GeoDataFrame({"radius": np.full(len(middle), radius)}, geometry=shapely.points(middle))
     _require(len(middle), name)
     obs = pd.DataFrame({"array_row": row[whole] - row[whole].min(), "array_col": col[whole] - col[whole].min()})
+    if with_factors:
+        obs = obs.assign(row_factor=bins.row_factor[row[whole]], column_factor=bins.column_factor[col[whole]])
     table = _table(name, obs, owner, molecules.gene, var, middle)
     return {name: ShapesModel.parse(shapes, transformations=transforms), "counts": table}
 

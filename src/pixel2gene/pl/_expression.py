@@ -7,7 +7,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.colors import Normalize
+from matplotlib.colors import ListedColormap, Normalize
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 from spatialdata import SpatialData
@@ -20,6 +20,7 @@ from pixel2gene.spatial.pixel_size import pixel_size
 
 _COLOURS = "viridis"
 _BRIGHTEST = 99  # percentile
+_MASKED = "0.8"  # a grey that is not among the colours
 _PANEL_INCHES = 3.6
 _MARGIN_SHARE = 0.05
 _MARGIN = 16  # superpixels: no unit but a region of interest is larger
@@ -35,6 +36,7 @@ def expression(
     measured: str = "counts",
     denoised: str = "denoised",
     predicted: str = "predicted",
+    min_trust: float | None = None,
     axes: Iterable[Axes] | None = None,
 ) -> NDArray[np.object_]:
     """Draw a gene side by side as measured, denoised and predicted, next to the H&E.
@@ -42,7 +44,8 @@ def expression(
     All panels show expected counts per superpixel on one colour scale, from 0 to the 99th percentile over all of
     them; measured counts are divided by the area of their bin, spot or cell. Panels of elements that do not exist, or
     that the gene is not in, are left out. White is what was not measured or predicted; the panels show the part of the
-    image where something was.
+    image where something was. Titles say how well the H&E alone tells the gene: the out-of-fold Pearson correlation,
+    where the table of the results has it.
 
     Parameters
     ----------
@@ -56,6 +59,8 @@ def expression(
         Table of counts that annotates shapes or labels.
     denoised, predicted
         Results of :func:`pixel2gene.tl.denoise` and :func:`pixel2gene.tl.predict`, by their keys.
+    min_trust
+        Predictions of less trust (0 to 1) are masked: grey, and of no weight in the colour scale.
     axes
         Axes to draw on, one per panel; new ones by default.
 
@@ -66,26 +71,30 @@ def expression(
     Raises
     ------
     KeyError
-        If there is no such image, none of the elements exist, or none of them has the gene.
+        If there is no such image, none of the elements exist, or none of them has the gene; or if trust is asked for
+        and ``images[f"{predicted}_trust"]`` does not exist.
     ValueError
         If the number of axes is not that of the panels, the pixel size is unknown, the table annotates nothing, or an
         element shares no coordinate system with the image.
     """
     get_element(sdata, image_key, "images")
+    untrusted = None if min_trust is None else _trust(sdata, predicted) < min_trust
     panels: dict[str, _Panel] = {}
     names: list[str] = []
+    titles = {"measured": f"{gene}, measured"}
     if measured in sdata.tables:
         table = sdata.tables[measured]
         names += table.var_names.tolist()
         if gene in table.var_names:
             panels["measured"] = _measured(sdata, measured, gene, image_key)
-    for title, key in {"denoised": denoised, "predicted": predicted}.items():
+    for name, key in {"denoised": denoised, "predicted": predicted}.items():
         if f"{key}_map" in sdata.images:
             raster = raster_levels(sdata.images[f"{key}_map"])[0]
             names += raster.coords["c"].values.tolist()
             if gene in raster.coords["c"].values:
                 values = raster.sel(c=gene).to_numpy().astype(np.float32)
-                panels[title] = values, extent(sdata, f"{key}_map", image_key)
+                panels[name] = values, extent(sdata, f"{key}_map", image_key)
+                titles[name] = f"{gene}, {name}{_score(sdata, key, gene)}"
     if not names:
         raise KeyError(
             f"No table {measured!r} and no images '{denoised}_map' or '{predicted}_map'; there are the tables "
@@ -103,15 +112,41 @@ def expression(
         raise ValueError(f"{len(drawn)} axes given for {len(panels) + 1} panels: H&E, {', '.join(panels)}.")
     draw_image(drawn[0], sdata, image_key, window)
     drawn[0].set_title("H&E")
+    if untrusted is not None and "predicted" in panels:
+        values, place = panels["predicted"]
+        panels["predicted"] = np.where(untrusted, np.nan, values), place
+        grey = np.where(untrusted, 1.0, np.nan)
+        drawn[-1].imshow(grey, extent=place, cmap=ListedColormap([_MASKED]))
+        titles["predicted"] += f"\ngrey: trust below {min_trust:g}"
     norm = Normalize(0, _brightest([values for values, _ in panels.values()]))
-    for ax, (title, (values, place)) in zip(drawn[1:], panels.items(), strict=True):
+    for ax, (name, (values, place)) in zip(drawn[1:], panels.items(), strict=True):
         shown = ax.imshow(values, extent=place, cmap=_COLOURS, norm=norm)
         frame(ax, window)
-        ax.set_title(f"{gene}, {title}")
+        ax.set_title(titles[name])
     drawn[0].figure.colorbar(
         shown, ax=drawn[1:].tolist(), label="expected counts per superpixel", extend="max", fraction=0.05, pad=0.02
     )
     return drawn
+
+
+def _trust(sdata: SpatialData, predicted: str) -> NDArray[np.floating]:
+    """(rows, columns) trust in the predictions, NaN outside the tissue."""
+    key = f"{predicted}_trust"
+    if key not in sdata.images:
+        raise KeyError(
+            f"No {key!r} among the images {sorted(sdata.images)}, so trust is unknown: run pixel2gene.tl.predict anew, "
+            "or leave out min_trust."
+        )
+    trust: NDArray[np.floating] = raster_levels(sdata.images[key])[0].to_numpy()[0]
+    return trust
+
+
+def _score(sdata: SpatialData, key: str, gene: str) -> str:
+    """Second line of a title."""
+    if key not in sdata.tables or "pearson" not in sdata.tables[key].var or gene not in sdata.tables[key].var_names:
+        return ""
+    score = sdata.tables[key].var.at[gene, "pearson"]
+    return "" if np.isnan(score) else f"\nout-of-fold Pearson {score:.2f}"
 
 
 def _measured(sdata: SpatialData, key: str, gene: str, image_key: str) -> _Panel:
@@ -177,7 +212,7 @@ def _window(panels: Iterable[_Panel], whole: Window) -> Window:
 
 def _new_axes(window: Window, panels: int) -> NDArray[np.object_]:
     left, right, bottom, top = window
-    height = _PANEL_INCHES * min(2.0, (bottom - top) / (right - left)) + 0.4
+    height = _PANEL_INCHES * min(2.0, (bottom - top) / (right - left)) + 0.8
     _, axes = plt.subplots(
         1, panels, figsize=(_PANEL_INCHES * panels + 0.6, height), layout="constrained", squeeze=False
     )

@@ -15,9 +15,10 @@ from scipy.sparse import csr_array, hstack
 from spatialdata import SpatialData
 
 from pixel2gene.core.model import Model, TrainingSlide
-from pixel2gene.core.regression import Measurement, predict_units
+from pixel2gene.core.paper import PaperRecipe
+from pixel2gene.core.regression import Measurement, Recipe, predict_units
 from pixel2gene.spatial.elements import get_record
-from pixel2gene.spatial.folds import fold_of
+from pixel2gene.spatial.folds import apart_of, fold_of
 from pixel2gene.spatial.grid import Grid, superpixel_grid
 from pixel2gene.spatial.units import Units, measured_units
 
@@ -58,9 +59,14 @@ class Embedded:
         Every channel has mean 0 and standard deviation 1 over the tissue of the slide, which takes out much of what
         stain and scanner do.
         """
+        for index, _, block in self.blocks_with_raw():
+            yield index, block
+
+    def blocks_with_raw(self) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float16], NDArray[np.float16]]]:
+        """As `blocks`, with the embedding as it was written between index and standardised embedding."""
         mean, sd = _mean_and_sd(block for _, block in self._raw_blocks())
         for index, block in self._raw_blocks():
-            yield index, ((block - mean) / sd).astype(np.float16)
+            yield index, block, ((block - mean) / sd).astype(np.float16)
 
     def _raw_blocks(self) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float16]]]:
         ids = np.arange(self.grid.size).reshape(self.grid.shape)
@@ -76,6 +82,11 @@ class Embedded:
 
     def tissue(self) -> tuple[NDArray[np.int64], NDArray[np.float16]]:
         """All `blocks` together, in the order of the flat indices, read once."""
+        index, features, _ = self.tissue_and_scale()
+        return index, features
+
+    def tissue_and_scale(self) -> tuple[NDArray[np.int64], NDArray[np.float16], NDArray[np.float32]]:
+        """As `tissue`, with the (2, channels) mean and standard deviation that were taken out."""
         parts = list(self._raw_blocks())
         mean, sd = _mean_and_sd(block for _, block in parts)
         index = np.concatenate([part for part, _ in parts])
@@ -87,7 +98,7 @@ class Embedded:
         for _, block in parts:
             joined[position[start : start + len(block)]] = (block - mean) / sd
             start += len(block)
-        return index[order], joined
+        return index[order], joined, np.stack([mean, sd])
 
 
 def _mean_and_sd(blocks: Iterable[NDArray[np.float16]]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -123,6 +134,8 @@ class Measured:
         (used,) counts of all genes, also those that are not modelled.
     centres
         (used, 2) x and y in grid coordinates.
+    scale
+        (2, channels) mean and standard deviation by which the embedding was standardised.
     """
 
     rows: NDArray[np.intp]
@@ -132,6 +145,7 @@ class Measured:
     counts: csr_array
     totals: NDArray[np.float64]
     centres: NDArray[np.float64]
+    scale: NDArray[np.float32]
 
     @property
     def area(self) -> NDArray[np.float64]:
@@ -144,14 +158,24 @@ class Measured:
         """Counts per superpixel of tissue."""
         return float(self.totals.sum() / self.area.sum())
 
-    def measurement(self, fold: NDArray[np.int8], depth: float, library_size: bool) -> Measurement:
+    def raw(self, superpixels: NDArray[np.intp]) -> NDArray[np.float32]:
+        """Embedding as it was written, of the superpixels at these positions."""
+        mean, sd = self.scale
+        raw: NDArray[np.float32] = self.features[superpixels] * sd + mean
+        return raw
+
+    def measurement(self, fold: NDArray[np.int8], depth: float, recipe: Recipe | PaperRecipe) -> Measurement:
         """Say it in the terms of the model; `depth` is that of the slide."""
         factor = np.full(len(self.rows), depth)
-        if library_size:
+        if recipe.library_size:
             factor *= np.maximum(self.totals, 1) / self.area / self.density
         column, row = (self.centres // PATCH).astype(np.int64).T
         patch = row * (column.max() + 1) + column
-        return Measurement(self.features, self.overlap, self.counts, factor.astype(np.float32), fold, patch)
+        # The published recipe holds out folds only.
+        apart = apart_of(self.centres, fold, recipe.folds) if isinstance(recipe, Recipe) else None
+        return Measurement(
+            self.features, self.overlap, self.counts, factor.astype(np.float32), fold, patch, apart=apart
+        )
 
 
 def open_embedding(sdata: SpatialData, image_key: str, embedding_key: str | None = None) -> Embedded:
@@ -175,7 +199,7 @@ def measure(embedded: Embedded, units: Units, genes: NDArray[np.intp], key: str)
     ValueError
         If no unit lies on tissue, or none of those that do has a count.
     """
-    superpixels, features = embedded.tissue()
+    superpixels, features, scale = embedded.tissue_and_scale()
     on_tissue = units.overlap[:, superpixels]
     area, tissue_area = units.overlap.sum(axis=1), on_tissue.sum(axis=1)
     rows = np.flatnonzero((tissue_area > 0) & (tissue_area >= TISSUE_SHARE * area))
@@ -195,6 +219,7 @@ def measure(embedded: Embedded, units: Units, genes: NDArray[np.intp], key: str)
         csr_array(padded[:, genes]),
         np.asarray(counts.sum(axis=1, dtype=np.float64)),
         units.centres(embedded.grid)[rows],
+        scale,
     )
 
 
@@ -240,7 +265,7 @@ def slide_measurement(model: Model, embedded: Embedded, measured: Measured, devi
     """
     slide = training_slide(model, embedded)
     fold = held_out_fold(slide, measured.centres)
-    data = measured.measurement(fold, 1.0 if slide is None else slide.depth, model.recipe.library_size)
+    data = measured.measurement(fold, 1.0 if slide is None else slide.depth, model.recipe)
     if slide is not None:
         return data
     expected = sum(float(mean.sum()) for _, mean in predict_units(model.network, data, device, held_out=True))

@@ -43,7 +43,7 @@ def score_slide(
     table = full_scores(network, data, part.genes, layout, chosen_device)
     table = table.reindex(pd.Index(model.genes, name=table.index.name))
     table.attrs["pixel2gene"] = {
-        "held_out": _held_out(training_slide(model, embedded), model.recipe),
+        "held_out": held_out_part(training_slide(model, embedded), model.recipe),
         "units": len(measured.rows),
         "scale": dict(SCALE),
         "genes": GENES,
@@ -58,7 +58,7 @@ def joined(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     return table
 
 
-def _held_out(slide: TrainingSlide | None, recipe: Recipe | PaperRecipe) -> str:
+def held_out_part(slide: TrainingSlide | None, recipe: Recipe | PaperRecipe) -> str:
     if slide is None:
         return "slide"
     if isinstance(recipe, PaperRecipe):

@@ -8,6 +8,8 @@ from numpy.typing import NDArray
 # Sides of the blocks of superpixels that regions are made of: the first of which each fold has some, else the last.
 GRAINS = (4, 2, 1)
 BLOCKS_PER_FOLD = 2
+# Side, in superpixels, of the blocks that are held out amid what was trained on.
+APART = 2
 
 
 def region_folds(centres: NDArray[np.floating], shape: tuple[int, int], folds: int) -> tuple[NDArray[np.int8], int]:
@@ -98,6 +100,23 @@ def fold_of(centres: NDArray[np.floating], fold: NDArray[np.int8], side: int) ->
     """(units,) fold of the block that each unit's centre lies in, -1 where no unit was dealt."""
     found: NDArray[np.int8] = fold.ravel()[_block(centres, side, fold.shape[1])]
     return found
+
+
+def apart_of(centres: NDArray[np.floating], fold: NDArray[np.int8], folds: int) -> NDArray[np.int8]:
+    """(units,) a second fold to hold each unit out of, the same for all in a block of 2 × 2 superpixels.
+
+    Blocks are dealt by a hash of their place. So each unit has a member that knows its surroundings but not itself;
+    units of no fold, and those of fewer than 3 folds, have none (-1).
+    """
+    if folds < 3:
+        return np.full(len(fold), -1, np.int8)
+    mixed = np.zeros(len(fold), np.uint64)
+    for coordinate in np.floor(centres.T / APART).astype(np.int64).view(np.uint64):
+        # The finaliser of MurmurHash3 (Appleby, public domain).
+        mixed = (mixed + coordinate + np.uint64(0x9E3779B97F4A7C15)) * np.uint64(0xFF51AFD7ED558CCD)
+        mixed ^= mixed >> np.uint64(33)
+    step = 1 + (mixed % np.uint64(folds - 1)).astype(np.int64)
+    return np.where(fold < 0, -1, (fold + step) % folds).astype(np.int8)
 
 
 def _occupied(

@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy.sparse import block_diag, csr_array, vstack
+from scipy.sparse import block_diag, csc_array, csr_array, vstack
 from spatialdata import SpatialData
 
 from pixel2gene import __version__
@@ -19,6 +19,8 @@ from pixel2gene.core.model import Model, TrainingSlide
 from pixel2gene.core.paper import RECIPES, PaperRecipe, fit_paper
 from pixel2gene.core.regression import Measurement, Recipe, Reference, fit_ensemble
 from pixel2gene.core.scoring import held_out_scores
+from pixel2gene.core.trust import Familiarity, fit_familiarity, sample
+from pixel2gene.core.uncertainty import held_out_uncertainty
 from pixel2gene.spatial.embedded import (
     Embedded,
     Measured,
@@ -83,7 +85,7 @@ def train(
         else:
             fold, side = region_folds(m.centres, shape, chosen.folds)
         depth = float(depths[i])
-        parts.append(m.measurement(fold_of(m.centres, fold, side), depth, chosen.library_size))
+        parts.append(m.measurement(fold_of(m.centres, fold, side), depth, chosen))
         training.append(TrainingSlide(embedded[name].record["fingerprint"], name, depth, fold, side))
     data = _joined(parts, panels)
     if isinstance(chosen, PaperRecipe):
@@ -91,7 +93,9 @@ def train(
     else:
         start = None if reference is None else _start(reference, names)
         network, history = fit_ensemble(data, chosen, chosen_device, seed, progress, start)
-    scores = held_out_scores(network, data, names, chosen_device)
+    scores = held_out_scores(network, data, names, chosen_device).join(
+        held_out_uncertainty(network, data, names, chosen_device, seed)
+    )
     return Model(
         genes=names,
         encoder=dict(next(iter(embedded.values())).record["encoder"]),
@@ -103,6 +107,7 @@ def train(
         history=history,
         version=__version__,
         reference=None if reference is None else [slide.name for slide in reference.slides],
+        familiarity=_familiarity(list(measured.values()), [part.fold for part in parts]),
     )
 
 
@@ -158,6 +163,18 @@ def _densities(measured: Mapping[str, Measured]) -> NDArray[np.float64]:
     if empty:
         raise ValueError(f"None of the genes to model has counts on the tissue of {empty}: name others, or none.")
     return density
+
+
+def _familiarity(measured: list[Measured], folds: list[NDArray[np.int8]]) -> Familiarity:
+    """Of the superpixels under the units; each is held out with a unit over it."""
+    features, fold = [], []
+    for m, unit_fold in zip(measured, folds, strict=True):
+        overlap = csc_array(m.overlap)
+        covered = np.flatnonzero(np.diff(overlap.indptr))
+        covered = covered[sample(len(covered), len(measured))]
+        features.append(m.raw(covered))
+        fold.append(unit_fold[overlap.indices[overlap.indptr[covered]]])
+    return fit_familiarity(np.concatenate(features), np.concatenate(fold))
 
 
 def _start(reference: Model, names: list[str]) -> Reference:
@@ -277,4 +294,5 @@ def _joined(parts: list[Measurement], panels: NDArray[np.bool_]) -> Measurement:
         np.concatenate([part.patch + start for part, start in zip(parts, starts, strict=True)]),
         None if same else np.repeat(np.arange(len(parts)), [len(part.fold) for part in parts]),
         None if same else panels,
+        None if parts[0].apart is None else np.concatenate([part.apart for part in parts if part.apart is not None]),
     )

@@ -9,10 +9,10 @@ from numpy.typing import NDArray
 from spatialdata import SpatialData
 
 from pixel2gene import __version__
+from pixel2gene.core.denoising import SMALLEST, denoise_counts
 from pixel2gene.core.device import choose_device
 from pixel2gene.core.model import Model
-from pixel2gene.core.posterior import ShapeEstimator, gamma_poisson_posterior
-from pixel2gene.core.regression import Measurement, predict_rates, predict_units
+from pixel2gene.core.regression import Measurement, predict_rates
 from pixel2gene.spatial.elements import (
     get_table,
     image_element,
@@ -31,8 +31,6 @@ from pixel2gene.spatial.embedded import (
 )
 
 UNIT = "expected counts per unit"
-# Units that suffice to tell the shape of each gene's prior.
-SHAPE_UNITS = 20_000
 
 
 def denoise(
@@ -49,11 +47,12 @@ def denoise(
     seed: int = 0,
     progress: bool = True,
 ) -> None:
-    """Denoise what was measured: weigh each count against what the H&E lets expect there.
+    """Denoise what was measured: weigh each count against what the H&E and the neighbours let expect there.
 
-    The expectation is the mean over all members. How far it is trusted is learnt per gene from the members that did
-    not see a unit (out-of-fold): its rate is gamma distributed around their expectation with a shape of maximum
-    likelihood. The result is the posterior given the count.
+    The H&E's expectation is the mean over all members. Neighbours correct it by what was counted around over what it
+    expected there; the rate of a unit is gamma distributed around that. How far each source is trusted is learnt per
+    gene, on units that neither the members nor the neighbours that predict them have seen, and genes of few counts
+    lean on the others (see "Denoising" in the documentation of the method).
 
     Parameters
     ----------
@@ -70,17 +69,21 @@ def denoise(
     device
         ``"cpu"``, ``"cuda"`` ...; the best there is by default.
     seed
-        Of the units that estimate the shapes, where there are over 20,000.
+        Of the units that the weights are learnt on, where there are over 20,000.
     progress
         Show a progress bar.
 
     Returns
     -------
     None. Adds ``tables[key_added]``: units on tissue x those genes of the model that were measured, linked to the same
-    elements as the counts; X and ``layers["sd"]`` are the posterior mean and standard deviation in expected counts per
-    unit, ``var`` has the held-out scores and the ``prior_shape``. Adds ``images[f"{key_added}_map"]``: (genes, y, x)
-    float16, expected counts per superpixel where units were measured, NaN elsewhere. For transcripts, whose units are
-    superpixels, also ``labels[f"{key_added}_superpixels"]``.
+    elements as the counts, in expected counts per unit. X and ``layers["sd"]`` are the posterior mean and standard
+    deviation given all three sources; ``layers["expected"]`` is what histology and neighbours expect, without the unit's
+    own count and so without its noise, and ``layers["expected_sd"]`` how far the truth may lie from it. ``var`` has the
+    held-out scores, the average weights of the sources in X (``weight_histology``, ``weight_neighbours``,
+    ``weight_own``) and the ``shape`` of the gamma distribution of a unit around its expectation.
+
+    Adds ``images[f"{key_added}_map"]``: (genes, y, x) float16, expected counts per superpixel where units were measured,
+    NaN elsewhere. For transcripts, whose units are superpixels, also ``labels[f"{key_added}_superpixels"]``.
 
     Raises
     ------
@@ -99,14 +102,18 @@ def denoise(
     model, units, measured = measure_for_model(sdata, model, embedded, table_key, layer)
     data = slide_measurement(model, embedded, measured, chosen_device)
 
-    shape = _prior_shape(model, data, chosen_device, seed)
-    prior = np.empty((len(measured.rows), len(model.genes)), np.float32)
-    posterior, sd = np.empty_like(prior), np.empty_like(prior)
-    for rows, mean in predict_units(model.network, data, chosen_device, held_out=False):
-        prior[rows] = mean
-        posterior[rows], sd[rows] = gamma_poisson_posterior(data.counts[rows].toarray(), mean, shape)
-    covered, dense = _on_superpixels(model, measured, data, posterior / np.maximum(prior, 1e-8), chosen_device)
-    table = ad.AnnData(posterior, var=model.scores.assign(prior_shape=shape), layers={"sd": sd})
+    result = denoise_counts(model.network, data, measured.centres, chosen_device, seed)
+    covered, dense = _on_superpixels(model, measured, data, result.mean, chosen_device)
+    table = ad.AnnData(
+        result.mean,
+        var=model.scores.assign(
+            weight_histology=result.histology,
+            weight_neighbours=result.neighbours,
+            weight_own=result.own,
+            shape=result.shape,
+        ),
+        layers={"sd": result.sd, "expected": result.expected, "expected_sd": result.expected_sd},
+    )
     table.uns["pixel2gene"] = record = {
         "verb": "denoise",
         "version": __version__,
@@ -134,21 +141,13 @@ def denoise(
     write_elements(sdata, elements, record, progress=progress, label="denoise")
 
 
-def _prior_shape(model: Model, data: Measurement, device: torch.device, seed: int) -> NDArray[np.float64]:
-    estimator = ShapeEstimator(len(model.genes))
-    sample = np.sort(np.random.default_rng(seed).permutation(len(data.fold))[:SHAPE_UNITS])
-    some = data.rows(sample)
-    for rows, mean in predict_units(model.network, some, device, held_out=True):
-        estimator.add(some.counts[rows].toarray(), mean)
-    return estimator.shape
-
-
 def _on_superpixels(
-    model: Model, measured: Measured, data: Measurement, correction: NDArray[np.floating], device: torch.device
+    model: Model, measured: Measured, data: Measurement, denoised: NDArray[np.floating], device: torch.device
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Flat indices of the measured superpixels and their expectation times the correction of the units over them."""
+    """Flat indices of the measured superpixels, and their predicted rate times what the units over them make of it."""
     share = np.asarray(data.overlap.sum(axis=0)).ravel()
     columns = np.flatnonzero(share > 0)
     rate, _ = predict_rates(model.network, data.features[columns], np.arange(len(model.genes)), device)
-    weight = data.overlap[:, columns].T
-    return measured.superpixels[columns], rate * (weight @ (correction * data.depth[:, None])) / share[columns, None]
+    overlap = data.overlap[:, columns]
+    correction = denoised / np.maximum(overlap @ rate, SMALLEST)
+    return measured.superpixels[columns], rate * (overlap.T @ correction) / share[columns, None]

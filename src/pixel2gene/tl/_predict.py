@@ -30,6 +30,7 @@ def predict(
     model: Model,
     *,
     genes: Sequence[str] | None = None,
+    min_score: float | None = None,
     image_key: str | None = None,
     embedding_key: str | None = None,
     key_added: str = "predicted",
@@ -47,6 +48,8 @@ def predict(
         From `pixel2gene.tl.fit`.
     genes
         To predict, all of the model's by default.
+    min_score
+        Leave out genes whose held-out ``pearson`` in ``model.scores`` is lower or NaN, also of those asked for.
     image_key, embedding_key
         Those of the training by default.
     key_added
@@ -62,36 +65,52 @@ def predict(
     -------
     None. Adds, in expected counts per superpixel (at the depth of the slide if the model was trained on it, else at
     the mean depth of the training slides):
-    ``tables[key_added]``, tissue superpixels x genes, with the spread between the members in ``layers["sd"]`` and the
-    held-out scores of each gene in ``var``; ``labels[f"{key_added}_superpixels"]``, which it annotates;
+    ``tables[key_added]``, tissue superpixels x genes, with the held-out scores of each gene in ``var`` and in
+    ``layers["sd"]`` how far the true rate may lie from the predicted one, by the spread between the members and by what
+    held-out units were missed by; ``labels[f"{key_added}_superpixels"]``, which it annotates;
     ``images[f"{key_added}_map"]``, (genes, y, x) float16, NaN outside the tissue.
+    Also ``images[f"{key_added}_trust"]``, (1, y, x) float16, NaN outside the tissue, and the same in ``obs["trust"]``:
+    how familiar the H&E is to the model. It is the share of training tissue that, held out, is at least as unlike the
+    rest of it (`pixel2gene.core.trust.Familiarity`): evenly between 0 and 1 on tissue like that, near 0 on ink, blur,
+    folds, another stain or other tissue. A model that was saved before there was trust writes none.
 
     Raises
     ------
     KeyError
         If there is no such embedding, or the model lacks a gene.
     ValueError
-        If the embedding is of another encoder or scale than the model's, or a result exists.
+        If the embedding is of another encoder or scale than the model's, a result exists, no gene reaches
+        `min_score`, or trust is to be overwritten by a model that knows none.
     """
     embedded = open_for_model(sdata, model, image_key, embedding_key)
-    keys = [key_added, f"{key_added}_superpixels", f"{key_added}_map"]
+    keys = [key_added, *(f"{key_added}_{what}" for what in ("superpixels", "map", "trust"))]
     require_new(sdata, keys, overwrite)
-    names = list(model.genes if genes is None else genes)
+    if model.familiarity is None and keys[3] in sdata:
+        raise ValueError(
+            f"The model was saved before there was trust and cannot replace {keys[3]!r}: fit it again, or pass another "
+            "key_added."
+        )
+    names = _chosen_genes(model, genes, min_score)
     positions = pd.Index(model.genes).get_indexer(pd.Index(names))
-    if (positions < 0).any():
-        unknown = [name for name, position in zip(names, positions, strict=True) if position < 0]
-        raise KeyError(f"The model lacks {unknown[:5]}; it has {len(model.genes)} genes, such as {model.genes[:5]}.")
 
     chosen_device = choose_device(device)
     network = model.network.to(chosen_device)
     slide = training_slide(model, embedded)
     blocks = tqdm(
-        embedded.blocks(), total=embedded.values.npartitions, desc="predict", disable=not progress, leave=False
+        embedded.blocks_with_raw(), total=embedded.values.npartitions, desc="predict", disable=not progress, leave=False
     )
-    parts = [(index, *predict_rates(network, features, positions, chosen_device)) for index, features in blocks]
-    superpixels, mean, sd = (np.concatenate(column) for column in zip(*parts, strict=True))
+    parts = [
+        (
+            index,
+            *predict_rates(network, features, positions, chosen_device),
+            np.full(len(raw), np.nan, np.float32) if model.familiarity is None else model.familiarity.trust(raw),
+        )
+        for index, raw, features in blocks
+    ]
+    superpixels, mean, sd, trust = (np.concatenate(column) for column in zip(*parts, strict=True))
     order = np.argsort(superpixels)
-    superpixels, mean, sd = superpixels[order], mean[order], sd[order]
+    superpixels, mean, sd, trust = superpixels[order], mean[order], sd[order], trust[order]
+    sd = np.sqrt(np.square(sd) + mean * model.scores.loc[names, "misfit"].to_numpy(np.float32))
     if slide is not None:
         mean, sd = mean * np.float32(slide.depth), sd * np.float32(slide.depth)
 
@@ -105,6 +124,10 @@ def predict(
         layers={"sd": sd},
         obsm={"spatial": grid.centres[superpixels] * grid.factor},
     )
+    rasters = {keys[2]: image_element(rows_as_raster(mean, superpixels, grid), grid, names)}
+    if model.familiarity is not None:
+        table.obs["trust"] = trust
+        rasters[keys[3]] = image_element(rows_as_raster(trust[:, None], superpixels, grid), grid, ["trust"])
     table.uns["pixel2gene"] = record = {
         "verb": "predict",
         "version": __version__,
@@ -118,10 +141,26 @@ def predict(
         sdata,
         {
             keys[1]: labels_element(grid.ids(tissue.reshape(grid.shape)), grid),
-            keys[2]: image_element(rows_as_raster(mean, superpixels, grid), grid, names),
+            **rasters,
             keys[0]: table_element(table, keys[1], superpixels + 1),
         },
         record,
         progress=progress,
         label="write",
     )
+
+
+def _chosen_genes(model: Model, genes: Sequence[str] | None, min_score: float | None) -> list[str]:
+    names = list(model.genes if genes is None else genes)
+    unknown = [name for name in names if name not in model.scores.index]
+    if unknown:
+        raise KeyError(f"The model lacks {unknown[:5]}; it has {len(model.genes)} genes, such as {model.genes[:5]}.")
+    if min_score is None:
+        return names
+    scores = model.scores.loc[names, "pearson"]
+    if not (scores >= min_score).any():
+        raise ValueError(
+            f"None of the {len(names)} genes has a held-out Pearson of min_score={min_score}; the best has "
+            f"{scores.max():.3f}."
+        )
+    return [name for name in names if scores[name] >= min_score]

@@ -1,0 +1,185 @@
+"""What histology, neighbours and a unit's own counts say together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pixel2gene.core.empirical_bayes import posterior
+from pixel2gene.core.ensemble import Ensemble
+from pixel2gene.core.neighbours import Neighbours
+from pixel2gene.core.posterior import gamma_poisson_posterior
+from pixel2gene.core.regression import Measurement, predict_units
+from pixel2gene.core.uncertainty import gamma_shape, gene_blocks, misfit, whole_blocks
+
+# Standard deviations of the Gaussian over the neighbours, in superpixels.
+WIDTHS = (1.5, 3.0, 6.0, 12.0, 24.0)
+# Expected counts among them that weigh as much as what was expected without them.
+PRIOR_COUNTS = (1.0, 4.0, 16.0, 64.0)
+SMALLEST = 1e-8
+
+type Candidate = tuple[NDArray[np.float32], NDArray[np.float64]]
+
+
+@dataclass(frozen=True)
+class Denoised:
+    """Denoised counts and where they come from.
+
+    Attributes
+    ----------
+    mean, sd
+        (units, genes) expected count of each unit, given what is expected of it and its own count.
+    expected, expected_sd
+        (units, genes) what histology and neighbours expect, and how far the truth may lie from it.
+    histology, neighbours, own
+        (genes,) weights of the three in `mean`, averaged over the units.
+    shape
+        (genes,) of the gamma distribution of a unit around what is expected of it.
+    """
+
+    mean: NDArray[np.float32]
+    sd: NDArray[np.float32]
+    expected: NDArray[np.float32]
+    expected_sd: NDArray[np.float32]
+    histology: NDArray[np.float64]
+    neighbours: NDArray[np.float64]
+    own: NDArray[np.float64]
+    shape: NDArray[np.float64]
+
+
+def denoise_counts(
+    network: Ensemble, data: Measurement, centres: NDArray[np.floating], device: torch.device, seed: int
+) -> Denoised:
+    """Weigh histology, neighbours and own counts against one another, gene by gene.
+
+    The weights are those that best predict units which neither the member that predicts them nor the sum over the
+    neighbours has seen; genes of few counts lean on the others.
+
+    Parameters
+    ----------
+    network
+        Trained ensemble.
+    data
+        Measured units, all of whose genes were measured.
+    centres
+        (units, 2) x and y in grid coordinates.
+    device
+        Where to compute.
+    seed
+        Of the units to choose by, where there are many.
+    """
+    around = Neighbours(centres)
+    rows = whole_blocks(around.block, np.random.default_rng(seed))
+    held_out = replace(data, fold=data.fold if data.apart is None else data.apart).rows(rows)
+    sources = Sources(
+        around,
+        data.counts.toarray().astype(np.float32),
+        _predicted(network, data, device, held_out=False),
+        rows,
+        _predicted(network, held_out, device, held_out=True),
+    )
+    counts, some = sources.counts, sources.counts[rows]
+    weight = posterior(_log_likelihoods(sources, gamma_shape(some, sources.unseen)))
+    expected, unseen, neighbours = np.empty_like(counts), np.empty_like(some), np.empty(counts.shape[1])
+    for genes in gene_blocks(*counts.shape):
+        expected[:, genes], neighbours[genes] = _mixture(sources.candidates(genes), weight[:, genes])
+        unseen[:, genes], _ = _mixture(sources.candidates(genes, held_out=True), weight[:, genes])
+    shape = gamma_shape(some, unseen)
+    mean, sd = gamma_poisson_posterior(counts, expected, shape)
+    own = (expected / (expected + shape)).mean(axis=0)
+    expected_sd = np.sqrt(expected * misfit(some, unseen, shape, around.block[rows])).astype(np.float32)
+    weights = ((1 - own) * (1 - neighbours), (1 - own) * neighbours, own)
+    return Denoised(mean, sd, expected, expected_sd, *weights, shape)
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What counts can be expected from.
+
+    Attributes
+    ----------
+    around
+        The neighbours of each unit.
+    counts
+        (units, genes).
+    histology
+        (units, genes) counts that the H&E lets expect.
+    rows
+        (sample,) positions of the units to choose by.
+    unseen
+        (sample, genes) counts that the H&E lets expect there, by members that did not see them.
+    """
+
+    around: Neighbours
+    counts: NDArray[np.float32]
+    histology: NDArray[np.float32]
+    rows: NDArray[np.intp]
+    unseen: NDArray[np.float32]
+
+    def candidates(self, genes: slice, *, held_out: bool = False) -> Iterator[Candidate]:
+        """All ways to expect the counts of some genes: by the H&E alone, and with neighbours of each width and prior.
+
+        Neighbours multiply what the H&E lets expect by what is counted around over what it lets expect there, as the
+        mean of a gamma distribution whose prior has mean 1 and the prior counts as its shape.
+
+        Parameters
+        ----------
+        genes
+            Of which genes.
+        held_out
+            Only of the sample, and as if the blocks of its units had not been measured.
+
+        Yields
+        ------
+        (units, genes) expected counts, and the (genes,) weight of the neighbours averaged over the units.
+        """
+        counts, histology = self.counts[:, genes], self.histology[:, genes]
+        base, rows = (self.unseen[:, genes], self.rows) if held_out else (histology, slice(None))
+        yield base, np.zeros(counts.shape[1])
+        for width in WIDTHS:
+            counted, expected = (
+                self.around.sums(values, width, own_block=not held_out)[rows] for values in (counts, histology)
+            )
+            for prior in PRIOR_COUNTS:
+                yield base * ((counted + prior) / (expected + prior)), (expected / (expected + prior)).mean(axis=0)
+
+
+def _predicted(network: Ensemble, data: Measurement, device: torch.device, *, held_out: bool) -> NDArray[np.float32]:
+    """(units, genes) expected counts."""
+    predicted = np.empty(data.counts.shape, np.float32)
+    for units, mean in predict_units(network, data, device, held_out=held_out):
+        predicted[units] = mean
+    return predicted
+
+
+def _log_likelihoods(sources: Sources, shape: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(candidates, genes) negative binomial log-likelihood of the sample, up to a constant of each gene."""
+    counts = sources.counts[sources.rows]
+
+    def one(mean: NDArray[np.float32], genes: slice) -> NDArray[np.float64]:
+        mean, r = np.maximum(mean, SMALLEST), shape[genes]
+        each: NDArray[np.floating] = counts[:, genes] * np.log(mean / (mean + r)) - r * np.log1p(mean / r)
+        return each.sum(axis=0, dtype=np.float64)
+
+    return np.concatenate(
+        [
+            np.stack([one(mean, genes) for mean, _ in sources.candidates(genes, held_out=True)])
+            for genes in gene_blocks(*sources.counts.shape)
+        ],
+        axis=1,
+    )
+
+
+def _mixture(
+    candidates: Iterator[Candidate], weight: NDArray[np.float64]
+) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+    """Means of the candidates by their (candidates, genes) weights, and of the neighbours' weights in them."""
+    mean, neighbours = np.float32(0), np.zeros(weight.shape[1])
+    for each, (candidate, trust) in zip(weight, candidates, strict=True):
+        mean = mean + candidate * each.astype(np.float32)
+        neighbours += each * trust
+    return np.asarray(mean), neighbours

@@ -1,0 +1,93 @@
+"""Sums over the units around each unit, weighted by a Gaussian of their distance."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.ndimage import correlate1d
+from scipy.sparse import csr_array
+
+# Side, in superpixels, of the blocks whose units are left out together.
+BLOCK = 2
+REACH = 3.0
+# Wider Gaussians are summed over cells of 2, 4 ... superpixels, so that they are this wide in cells.
+CELLS_PER_WIDTH = 3.0
+COARSEST = 2**6
+# Cells of all columns together that are summed over at once, at most.
+GRID_VALUES = 2**24
+
+
+class Neighbours:
+    """Units on the superpixel grid, each in the cell that its centre lies in.
+
+    Attributes
+    ----------
+    block
+        (units,) the block of 2 × 2 superpixels that each unit lies in.
+    """
+
+    def __init__(self, centres: NDArray[np.floating]) -> None:
+        """Of units at `centres`, (units, 2) x and y in grid coordinates."""
+        cells = np.floor(centres).astype(np.int64)
+        self._cells = cells - cells.min(axis=0, initial=0) // COARSEST * COARSEST
+        blocks = self._cells // BLOCK
+        self.block: NDArray[np.intp] = np.unique(blocks, axis=0, return_inverse=True)[1].ravel()
+        self._place = (self._cells % BLOCK) @ (1, BLOCK)
+
+    def sums(self, values: NDArray[np.floating], width: float, *, own_block: bool = True) -> NDArray[np.float32]:
+        """Sum `values` with weights ``exp(-distance**2 / (2 * width**2))``, the distance in superpixels.
+
+        Parameters
+        ----------
+        values
+            (units, columns).
+        width
+            Standard deviation in superpixels.
+        own_block
+            Whether the other units of a unit's block are among its neighbours.
+
+        Returns
+        -------
+        (units, columns) sums over all units but itself, or but those of its block.
+        """
+        cell = 2 ** max(0, round(np.log2(width / CELLS_PER_WIDTH)))
+        width /= cell
+        y, x = self._cells.T // cell
+        shape = int(y.max(initial=0)) + 1, int(x.max(initial=0)) + 1
+        units = np.arange(len(x))
+        laid = csr_array((np.ones(len(x), np.float32), (y * shape[1] + x, units)), (shape[0] * shape[1], len(x)))
+        steps = np.arange(-np.ceil(REACH * width), np.ceil(REACH * width) + 1)
+        sums = np.empty(values.shape, np.float32)
+        size = max(GRID_VALUES // laid.shape[0], 1)
+        for some in (slice(start, start + size) for start in range(0, values.shape[1], size)):
+            grids = np.ascontiguousarray((laid @ values[:, some].astype(np.float32)).T).reshape(-1, *shape)
+            for axis in (1, 2):
+                grids = correlate1d(grids, np.exp(-((steps / width) ** 2) / 2), axis, mode="constant")
+            sums[:, some] = grids[:, y, x].T
+        left_out = values if own_block else self._within_block(values, width, cell)
+        # Of what is left of rounding, nothing is below zero.
+        result: NDArray[np.float32] = np.maximum(sums - left_out, 0)
+        return result
+
+    def _within_block(self, values: NDArray[np.floating], width: float, cell: int) -> NDArray[np.float32]:
+        """Sum over the units of the same block, the unit itself among them."""
+        places, blocks = BLOCK * BLOCK, int(self.block.max(initial=-1)) + 1
+        units = np.arange(len(values))
+        there = csr_array(
+            (np.ones(len(units), np.float32), (self.block * places + self._place, units)), (blocks * places, len(units))
+        )
+        sums = (there @ values.astype(np.float32)).reshape(blocks, places, -1)
+        place = np.stack(np.divmod(np.arange(places), BLOCK)) // cell
+        weight = np.exp(-((place[:, :, None] - place[:, None]) ** 2).sum(axis=0) / (2 * width**2))
+        within: NDArray[np.float32] = np.einsum("pq,bqg->bpg", weight.astype(np.float32), sums)[self.block, self._place]
+        return within
+
+
+def pairs(values: NDArray[np.floating], block: NDArray[np.integer]) -> NDArray[np.float64]:
+    """(columns,) sum of the products of all pairs of different units of the same block."""
+    shared = np.bincount(block)[block] > 1
+    values, number = values[shared].astype(np.float64), np.unique(block[shared], return_inverse=True)[1].ravel()
+    shape = (int(number.max(initial=-1)) + 1, len(number))
+    sums = csr_array((np.ones(len(number)), (number, np.arange(len(number)))), shape) @ values
+    result: NDArray[np.float64] = (np.square(sums).sum(axis=0) - np.square(values).sum(axis=0)) / 2
+    return result

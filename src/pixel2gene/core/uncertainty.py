@@ -1,0 +1,123 @@
+"""How far counts, and the truth behind them, lie from what is expected of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+
+from pixel2gene.core.empirical_bayes import posterior
+from pixel2gene.core.ensemble import Ensemble
+from pixel2gene.core.neighbours import pairs
+from pixel2gene.core.posterior import ShapeEstimator
+from pixel2gene.core.regression import Measurement, predict_units
+
+# Variance of the truth in relation to the square of its mean level: nearly none, to where next to nothing is known.
+MISFITS = np.geomspace(1e-4, 10, 61)
+# Units that suffice to tell.
+SAMPLE = 20_000
+# Values of a dense array of (units, genes), at most.
+BLOCK_VALUES = 2**25
+
+
+def held_out_uncertainty(
+    network: Ensemble, data: Measurement, genes: list[str], device: torch.device, seed: int
+) -> pd.DataFrame:
+    """Tell each gene's uncertainty from units that the members which predict them did not see.
+
+    Parameters
+    ----------
+    network
+        Trained ensemble.
+    data
+        Measured units.
+    genes
+        Names of the genes.
+    device
+        Where to compute.
+    seed
+        Of the units looked at, where there are many.
+
+    Returns
+    -------
+    One row per gene: ``dispersion`` of the negative binomial distribution of a unit's count around its prediction, and
+    ``misfit``, the variance of the true rate around the predicted one as a multiple of it, in counts per superpixel.
+    """
+    exposure = data.over_genes(data.area * data.depth) / data.over_genes(np.ones(len(data.fold)))
+    data = data.rows(whole_blocks(data.patch, np.random.default_rng(seed)))
+    parts = []
+    for some in gene_blocks(*data.counts.shape):
+        chosen = torch.arange(some.start, some.stop, device=device)
+        counts = data.counts[:, some].toarray().astype(np.float32)
+        mean = np.empty_like(counts)
+        for units, predicted in predict_units(network, data, device, held_out=True, genes=chosen):
+            mean[units] = predicted
+        measured = data.measured(np.arange(len(counts)))
+        if measured is not None:
+            mean *= measured[:, some]
+        shape = gamma_shape(counts, mean)
+        parts.append(np.stack([1 / shape, misfit(counts, mean, shape, data.patch)]))
+    dispersion, variance = np.concatenate(parts, axis=1)
+    return pd.DataFrame({"dispersion": dispersion, "misfit": variance / exposure}, index=pd.Index(genes, name="gene"))
+
+
+def gamma_shape(counts: NDArray[np.floating], mean: NDArray[np.floating]) -> NDArray[np.float64]:
+    """(genes,) shape of the gamma distribution of units around their (units, genes) expectation."""
+    estimator = ShapeEstimator(counts.shape[1])
+    estimator.add(counts, mean)
+    return estimator.shape
+
+
+def misfit(
+    counts: NDArray[np.floating], mean: NDArray[np.floating], shape: NDArray[np.floating], block: NDArray[np.integer]
+) -> NDArray[np.float64]:
+    """Variance of the truth around its expectation, as a multiple of that.
+
+    Each unit of a block has its own noise, but what is missed of the truth is about the same in all, so that the
+    products of their residuals tell its variance. Where no two units share a block, all that differs counts as truth.
+    Units of which nothing is expected, as where a gene was not measured, do not count.
+
+    Parameters
+    ----------
+    counts, mean
+        (units, genes), the mean by what has not seen any unit of the block.
+    shape
+        (genes,) of the gamma distribution of units around their expectation.
+    block
+        (units,).
+
+    Returns
+    -------
+    (genes,).
+    """
+    level = mean.sum(axis=0, dtype=np.float64) / np.maximum((mean > 0).sum(axis=0), 1)
+    result: NDArray[np.float64] = level / shape
+    expected = pairs(np.sqrt(mean), block)
+    known = expected > 0
+    if not known.any():
+        return result
+    # Around their expectations, the estimates are nearly normal.
+    noise = pairs(mean + mean**2 / shape, block)[known] / np.square(expected[known] * level[known])
+    relative = pairs(counts - mean, block)[known] / (expected[known] * level[known])
+    result[known] = level[known] * (MISFITS @ posterior(-np.square(relative - MISFITS[:, None]) / (2 * noise)))
+    return result
+
+
+def whole_blocks(block: NDArray[np.integer], rng: np.random.Generator) -> NDArray[np.intp]:
+    """Positions of the units of random blocks, enough to tell by."""
+    number = np.unique(block, return_inverse=True)[1].ravel()
+    size = np.bincount(number)
+    order = rng.permutation(len(size))
+    kept = np.zeros(len(size), bool)
+    kept[order[: np.searchsorted(np.cumsum(size[order]), SAMPLE) + 1]] = True
+    return np.flatnonzero(kept[number])
+
+
+def gene_blocks(units: int, genes: int) -> Iterator[slice]:
+    """Slices of genes, of which a dense array for all units holds a bounded number of values."""
+    size = max(BLOCK_VALUES // max(units, 1), 1)
+    for start in range(0, genes, size):
+        yield slice(start, min(start + size, genes))
