@@ -38,7 +38,7 @@ import pixel2gene as p2g
 from pixel2gene.core.calibration import Calibration, gamma_transform
 from pixel2gene.core.metrics import log_normalise, poisson_deviance
 from pixel2gene.spatial.elements import labels_element, table_element
-from pixel2gene.spatial.embedded import measure
+from pixel2gene.spatial.measured import measure
 from pixel2gene.spatial.units import measured_units
 
 SINGLE = ("raw", "smoothing", "histology")

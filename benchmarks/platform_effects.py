@@ -24,8 +24,9 @@ import pixel2gene as p2g
 from pixel2gene.core.device import choose_device
 from pixel2gene.core.platform import Lines, capture_field, diffusion_width, stripes
 from pixel2gene.core.regression import predict_units
-from pixel2gene.spatial.embedded import TISSUE_SHARE, measure_for_model, open_for_model, slide_measurement
 from pixel2gene.spatial.grid import SUPERPIXEL_UM, superpixel_grid
+from pixel2gene.spatial.measured import TISSUE_SHARE
+from pixel2gene.spatial.modelled import measure_for_model, open_for_model, slide_measurement
 from pixel2gene.spatial.units import Units, measured_units
 
 MPP = 0.5
@@ -111,7 +112,7 @@ def modelled(settings: dict[str, Any], planted: float, capture: float, seed: int
     embedded = open_for_model(sdata, model, None, None)
     model, _, measured = measure_for_model(sdata, model, embedded, None, None)
     device = choose_device("cpu")
-    data = slide_measurement(model, embedded, measured, device)
+    data, _ = slide_measurement(model, embedded, measured, device)
     group = np.random.default_rng(seed).permutation(len(model.genes)) % GROUPS
     dealt = np.eye(GROUPS)[group]
     totals, expected = data.counts @ dealt, np.empty((len(data.fold), GROUPS))

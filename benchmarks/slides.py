@@ -12,8 +12,9 @@ from spatialdata.models import PointsModel
 from spatialdata.transformations import get_transformation
 
 import pixel2gene as p2g
-from pixel2gene.spatial.embedded import Embedded, Measured, measure, open_embedding
+from pixel2gene.spatial.embedded import Embedded, open_embedding
 from pixel2gene.spatial.geometry import affine, raster_levels
+from pixel2gene.spatial.measured import Measured, measure
 from pixel2gene.spatial.overlap import point_overlap
 from pixel2gene.spatial.units import Units, measured_units, select_genes
 

@@ -9,7 +9,7 @@ from scipy.sparse import csr_array
 
 from pixel2gene.core import denoising as module
 from pixel2gene.core import uncertainty
-from pixel2gene.core.denoising import PRIOR_COUNTS, WIDTHS, Sources, denoise_counts
+from pixel2gene.core.denoising import PRIOR_COUNTS, WIDTHS, Gaps, Sources, denoise_counts
 from pixel2gene.core.neighbours import Neighbours
 from pixel2gene.core.regression import Measurement
 
@@ -40,7 +40,7 @@ def error(found, truth):
 def denoise(monkeypatch):
     """Denoise with planted expectations in the place of a network's."""
 
-    def denoise(counts, histology, centres=CENTRES, unseen=None, apart=None):
+    def denoise(counts, histology, centres=CENTRES, unseen=None, apart=None, gaps=None):
         calls = []
 
         def predicted(network, data, device, *, held_out):
@@ -61,7 +61,8 @@ def denoise(monkeypatch):
             apart=apart,
         )
         denoise.calls = calls
-        return denoise_counts(None, data, centres, torch.device("cpu"), 0)
+        none = Gaps(np.empty((0, 2)), np.empty((0, counts.shape[1]), np.float32))
+        return denoise_counts(None, data, data, centres, none if gaps is None else gaps, torch.device("cpu"), 0)
 
     return denoise
 

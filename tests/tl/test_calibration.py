@@ -11,8 +11,8 @@ from spatialdata import SpatialData
 import pixel2gene as p2g
 from pixel2gene.core.device import choose_device
 from pixel2gene.core.posterior import ShapeEstimator
-from pixel2gene.core.regression import Measurement, predict_units
-from pixel2gene.spatial.embedded import measure_for_model, open_for_model, slide_measurement
+from pixel2gene.core.regression import predict_units
+from pixel2gene.spatial.modelled import measure_for_model, open_for_model, slide_measurement
 
 
 def held_out(sdata: SpatialData, model: p2g.Model) -> tuple[np.ndarray, np.ndarray]:
@@ -20,7 +20,7 @@ def held_out(sdata: SpatialData, model: p2g.Model) -> tuple[np.ndarray, np.ndarr
     device = choose_device("cpu")
     embedded = open_for_model(sdata, model, None, None)
     part, _, measured = measure_for_model(sdata, model, embedded, None, None)
-    data: Measurement = slide_measurement(part, embedded, measured, device)
+    data, _ = slide_measurement(part, embedded, measured, device)
     mean = np.empty(data.counts.shape)
     for units, some in predict_units(part.network, data, device, held_out=True):
         mean[units] = some

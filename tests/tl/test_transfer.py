@@ -14,7 +14,7 @@ from spatialdata import SpatialData, deepcopy
 import pixel2gene as p2g
 from pixel2gene.core.paper import PaperRecipe
 from pixel2gene.core.regression import Recipe, predict_units
-from pixel2gene.spatial.embedded import measure_for_model, open_for_model, slide_measurement
+from pixel2gene.spatial.modelled import measure_for_model, open_for_model, slide_measurement
 
 FAST = Recipe(folds=3, hidden=(32, 16), check_steps=(20, 20), max_checks=15)
 UNTRAINED = replace(FAST, max_checks=1)
@@ -92,7 +92,7 @@ def test_without_training_it_is_the_reference_at_other_levels(
     embedded = open_for_model(window, untrained, None, None)
     _, _, measured = measure_for_model(window, untrained, embedded, None, None)
     cpu = torch.device("cpu")
-    data = slide_measurement(untrained, embedded, measured, cpu)
+    data, _ = slide_measurement(untrained, embedded, measured, cpu)
     expected = sum(mean.sum(axis=0) for _, mean in predict_units(untrained.network, data, cpu, held_out=False))
     np.testing.assert_allclose(expected, data.counts.sum(axis=0), rtol=0.2)
 

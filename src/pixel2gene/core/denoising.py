@@ -35,6 +35,8 @@ class Denoised:
         (units, genes) expected count of each unit, given what is expected of it and its own count.
     expected, expected_sd
         (units, genes) what histology and neighbours expect, and how far the truth may lie from it.
+    gaps
+        (places, genes) what histology and neighbours expect where nothing was measured.
     histology, neighbours, own
         (genes,) weights of the three in `mean`, averaged over the units.
     shape
@@ -45,14 +47,37 @@ class Denoised:
     sd: NDArray[np.float32]
     expected: NDArray[np.float32]
     expected_sd: NDArray[np.float32]
+    gaps: NDArray[np.float32]
     histology: NDArray[np.float64]
     neighbours: NDArray[np.float64]
     own: NDArray[np.float64]
     shape: NDArray[np.float64]
 
 
+@dataclass(frozen=True)
+class Gaps:
+    """Places among the units where nothing was measured.
+
+    Attributes
+    ----------
+    centres
+        (places, 2) x and y in grid coordinates.
+    histology
+        (places, genes) counts that the H&E lets expect there.
+    """
+
+    centres: NDArray[np.floating]
+    histology: NDArray[np.float32]
+
+
 def denoise_counts(
-    network: Ensemble, data: Measurement, centres: NDArray[np.floating], device: torch.device, seed: int
+    network: Ensemble,
+    data: Measurement,
+    undisturbed: Measurement,
+    centres: NDArray[np.floating],
+    gaps: Gaps,
+    device: torch.device,
+    seed: int,
 ) -> Denoised:
     """Weigh histology, neighbours and own counts against one another, gene by gene.
 
@@ -65,8 +90,13 @@ def denoise_counts(
         Trained ensemble.
     data
         Measured units, all of whose genes were measured.
+    undisturbed
+        The same units, had the platform not done to them what it did: the results are what these would count. `data`
+        itself where it did nothing.
     centres
         (units, 2) x and y in grid coordinates.
+    gaps
+        To fill, at the depth of `undisturbed`.
     device
         Where to compute.
     seed
@@ -85,15 +115,21 @@ def denoise_counts(
     counts, some = sources.counts, sources.counts[rows]
     weight = posterior(_log_likelihoods(sources, gamma_shape(some, sources.unseen)))
     expected, unseen, neighbours = np.empty_like(counts), np.empty_like(some), np.empty(counts.shape[1])
+    filled = np.empty_like(gaps.histology)
     for genes in gene_blocks(*counts.shape):
         expected[:, genes], neighbours[genes] = _mixture(sources.candidates(genes), weight[:, genes])
         unseen[:, genes], _ = _mixture(sources.candidates(genes, held_out=True), weight[:, genes])
+        filled[:, genes], _ = _mixture(sources.elsewhere(gaps, genes), weight[:, genes])
     shape = gamma_shape(some, unseen)
     mean, sd = gamma_poisson_posterior(counts, expected, shape)
     own = (expected / (expected + shape)).mean(axis=0)
     expected_sd = np.sqrt(expected * misfit(some, unseen, shape, around.block[rows])).astype(np.float32)
     weights = ((1 - own) * (1 - neighbours), (1 - own) * neighbours, own)
-    return Denoised(mean, sd, expected, expected_sd, *weights, shape)
+    if undisturbed is not data:
+        plain = _predicted(network, undisturbed, device, held_out=False)
+        undone: NDArray[np.float32] = (plain / np.maximum(sources.histology, SMALLEST)).astype(np.float32)
+        mean, sd, expected, expected_sd = (values * undone for values in (mean, sd, expected, expected_sd))
+    return Denoised(mean, sd, expected, expected_sd, filled, *weights, shape)
 
 
 @dataclass(frozen=True)
@@ -146,6 +182,17 @@ class Sources:
             )
             for prior in PRIOR_COUNTS:
                 yield base * ((counted + prior) / (expected + prior)), (expected / (expected + prior)).mean(axis=0)
+
+    def elsewhere(self, gaps: Gaps, genes: slice) -> Iterator[Candidate]:
+        """As `candidates`, at places where nothing was measured."""
+        base = gaps.histology[:, genes]
+        yield base, np.zeros(base.shape[1])
+        for width in WIDTHS:
+            counted, expected = (
+                self.around.sums_at(gaps.centres, values[:, genes], width) for values in (self.counts, self.histology)
+            )
+            for prior in PRIOR_COUNTS:
+                yield base * ((counted + prior) / (expected + prior)), np.zeros(base.shape[1])
 
 
 def _predicted(network: Ensemble, data: Measurement, device: torch.device, *, held_out: bool) -> NDArray[np.float32]:

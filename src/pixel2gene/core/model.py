@@ -21,6 +21,7 @@ from torch import from_numpy
 from pixel2gene.core.card import Card, card
 from pixel2gene.core.ensemble import Architecture, Ensemble
 from pixel2gene.core.paper import RECIPES, PaperRecipe
+from pixel2gene.core.platform import NO_EFFECTS, Platform
 from pixel2gene.core.regression import History, Recipe
 from pixel2gene.core.trust import Familiarity
 
@@ -43,6 +44,8 @@ class TrainingSlide:
         Mean counts per tissue superpixel in relation to the mean over the training slides.
     fold, side
         Fold of every block of superpixels (-1: no unit), and the side of a block.
+    platform
+        What was found that the platform did to its counts.
     """
 
     fingerprint: str
@@ -50,6 +53,7 @@ class TrainingSlide:
     depth: float
     fold: NDArray[np.int8]
     side: int
+    platform: Platform = NO_EFFECTS
 
 
 @dataclass(frozen=True)
@@ -175,7 +179,7 @@ class Model:
                 inputs=stored["inputs"],
                 recipe=_recipe(stored["recipe"]),
                 network=network.eval(),
-                slides=[TrainingSlide(**slide, fold=tensors[f"fold.{i}"]) for i, slide in enumerate(stored["slides"])],
+                slides=[_slide(slide, tensors[f"fold.{i}"]) for i, slide in enumerate(stored["slides"])],
                 scores=pd.DataFrame(stored["scores"], index=pd.Index(stored["genes"], name="gene"), dtype=float),
                 history=History(**stored["history"]),
                 version=stored["version"],
@@ -201,7 +205,14 @@ class Model:
             "recipe": {"name": _name(self.recipe), **dataclasses.asdict(self.recipe)},
             "architecture": dataclasses.asdict(self.network.architecture),
             "slides": [
-                {"fingerprint": s.fingerprint, "name": s.name, "depth": s.depth, "side": s.side} for s in self.slides
+                {
+                    "fingerprint": s.fingerprint,
+                    "name": s.name,
+                    "depth": s.depth,
+                    "side": s.side,
+                    "platform": dataclasses.asdict(s.platform),
+                }
+                for s in self.slides
             ],
             "reference": self.reference,
             "history": dataclasses.asdict(self.history),
@@ -211,6 +222,12 @@ class Model:
                 for name, column in self.scores.items()
             },
         }
+
+
+def _slide(stored: dict[str, Any], fold: NDArray[np.int8]) -> TrainingSlide:
+    """Models from before effects of the platform were looked for have none."""
+    platform = Platform(**stored.pop("platform", {}))
+    return TrainingSlide(**stored, fold=fold, platform=platform)
 
 
 def _familiarity(tensors: dict[str, NDArray[Any]]) -> Familiarity | None:

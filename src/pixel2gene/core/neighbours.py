@@ -29,13 +29,14 @@ class Neighbours:
     def __init__(self, centres: NDArray[np.floating]) -> None:
         """Of units at `centres`, (units, 2) x and y in grid coordinates."""
         cells = np.floor(centres).astype(np.int64)
-        self._cells = cells - cells.min(axis=0, initial=0) // COARSEST * COARSEST
+        self._origin = cells.min(axis=0, initial=0) // COARSEST * COARSEST
+        self._cells = cells - self._origin
         blocks = self._cells // BLOCK
         self.block: NDArray[np.intp] = np.unique(blocks, axis=0, return_inverse=True)[1].ravel()
         self._place = (self._cells % BLOCK) @ (1, BLOCK)
 
     def sums(self, values: NDArray[np.floating], width: float, *, own_block: bool = True) -> NDArray[np.float32]:
-        """Sum `values` with weights ``exp(-distance**2 / (2 * width**2))``, the distance in superpixels.
+        """Sum `values` around each unit with weights ``exp(-distance**2 / (2 * width**2))``, distances in superpixels.
 
         Parameters
         ----------
@@ -50,24 +51,40 @@ class Neighbours:
         -------
         (units, columns) sums over all units but itself, or but those of its block.
         """
-        cell = 2 ** max(0, round(np.log2(width / CELLS_PER_WIDTH)))
-        width /= cell
+        width, cell = _in_cells(width)
+        around = self._sums(values, width, cell, self._cells)
+        left_out = values if own_block else self._within_block(values, width, cell)
+        # Of what is left of rounding, nothing is below zero.
+        result: NDArray[np.float32] = np.maximum(around - left_out, 0)
+        return result
+
+    def sums_at(self, centres: NDArray[np.floating], values: NDArray[np.floating], width: float) -> NDArray[np.float32]:
+        """(places, columns) as `sums`, around other places; `centres` is (places, 2)."""
+        width, cell = _in_cells(width)
+        sums = self._sums(values, width, cell, np.floor(centres).astype(np.int64) - self._origin)
+        result: NDArray[np.float32] = np.maximum(sums, 0)
+        return result
+
+    def _sums(
+        self, values: NDArray[np.floating], width: float, cell: int, places: NDArray[np.int64]
+    ) -> NDArray[np.float32]:
+        """Sums over all units, 0 beyond the cells that hold them."""
         y, x = self._cells.T // cell
         shape = int(y.max(initial=0)) + 1, int(x.max(initial=0)) + 1
         units = np.arange(len(x))
         laid = csr_array((np.ones(len(x), np.float32), (y * shape[1] + x, units)), (shape[0] * shape[1], len(x)))
         steps = np.arange(-np.ceil(REACH * width), np.ceil(REACH * width) + 1)
-        sums = np.empty(values.shape, np.float32)
+        row, column = places.T // cell
+        within = (row >= 0) & (row < shape[0]) & (column >= 0) & (column < shape[1])
+        row, column = (np.where(within, index, 0) for index in (row, column))
+        sums = np.empty((len(places), values.shape[1]), np.float32)
         size = max(GRID_VALUES // laid.shape[0], 1)
         for some in (slice(start, start + size) for start in range(0, values.shape[1], size)):
             grids = np.ascontiguousarray((laid @ values[:, some].astype(np.float32)).T).reshape(-1, *shape)
             for axis in (1, 2):
                 grids = correlate1d(grids, np.exp(-((steps / width) ** 2) / 2), axis, mode="constant")
-            sums[:, some] = grids[:, y, x].T
-        left_out = values if own_block else self._within_block(values, width, cell)
-        # Of what is left of rounding, nothing is below zero.
-        result: NDArray[np.float32] = np.maximum(sums - left_out, 0)
-        return result
+            sums[:, some] = (grids[:, row, column] * within).T
+        return sums
 
     def _within_block(self, values: NDArray[np.floating], width: float, cell: int) -> NDArray[np.float32]:
         """Sum over the units of the same block, the unit itself among them."""
@@ -81,6 +98,12 @@ class Neighbours:
         weight = np.exp(-((place[:, :, None] - place[:, None]) ** 2).sum(axis=0) / (2 * width**2))
         within: NDArray[np.float32] = np.einsum("pq,bqg->bpg", weight.astype(np.float32), sums)[self.block, self._place]
         return within
+
+
+def _in_cells(width: float) -> tuple[float, int]:
+    """Width in cells, and the side of a cell in superpixels."""
+    cell = 2 ** max(0, round(np.log2(width / CELLS_PER_WIDTH)))
+    return width / cell, cell
 
 
 def pairs(values: NDArray[np.floating], block: NDArray[np.integer]) -> NDArray[np.float64]:

@@ -45,7 +45,8 @@ class Recipe:
     batch
         Superpixels per step, about.
     superpixels_per_unit
-        Of larger units (spots) this many superpixels are drawn anew at each step.
+        Of larger units (spots) this many superpixels are drawn anew at each step; of units that share superpixels,
+        as many times more as these have units.
     gene_power
         Genes are weighted by their mean count to the power of minus this in the loss: with 0, abundant genes decide
         what is learnt, with 1, the noise of rare ones does. Training stops by the deviance with a power of 1.
@@ -136,6 +137,12 @@ class Measurement:
         """(units,) area in superpixels."""
         area: NDArray[np.float64] = np.asarray(self.overlap.sum(axis=1, dtype=np.float64))
         return area
+
+    @property
+    def units_per_superpixel(self) -> float:
+        """Over how many units a superpixel is spread on average; 1 where units are apart from one another."""
+        covered = len(np.unique(self.overlap.indices))
+        return max(int(self.overlap.nnz) / max(covered, 1), 1.0)
 
     def measured(self, units: NDArray[np.integer]) -> NDArray[np.bool_] | None:
         """(units, genes) whether the gene was measured in the unit; None where all were."""
@@ -265,12 +272,13 @@ def fit_ensemble(
         patches, load = _patches(data, recipe)
         batches = _batches(patches, load, recipe.batch, rng)
         every = int(np.clip(load.sum() // recipe.batch, *recipe.check_steps))
+        keep = round(recipe.superpixels_per_unit * data.units_per_superpixel)
         looked_at = _some_units(data, recipe, rng)
         with tqdm(total=recipe.max_checks, desc="fit", disable=not progress, leave=False) as bar:
             first = [0] if reference is not None else []
             for more in itertools.islice(itertools.chain(first, itertools.repeat(every)), recipe.max_checks):
                 for units in itertools.islice(batches, more):
-                    overlap = thin_rows(data.overlap[units], recipe.superpixels_per_unit, rng)
+                    overlap = thin_rows(data.overlap[units], keep, rng)
                     batch = make_batch(data, units, device, overlap)
                     seen = torch.from_numpy(data.seen(units, recipe.folds)).to(batch.depth)
                     _step(network, average, optimiser, batch, seen, weight, recipe, pulls)
@@ -510,7 +518,7 @@ def _batches(
 def _some_units(data: Measurement, recipe: Recipe, rng: np.random.Generator) -> Measurement:
     """A fixed sample of units and of their superpixels, large enough to see the held-out deviance turn."""
     some = data.rows(np.sort(rng.permutation(len(data.fold))[: recipe.check_units]))
-    return replace(some, overlap=thin_rows(some.overlap, CHECK_SUPERPIXELS, rng))
+    return replace(some, overlap=thin_rows(some.overlap, round(CHECK_SUPERPIXELS * data.units_per_superpixel), rng))
 
 
 def _step(

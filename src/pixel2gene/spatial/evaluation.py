@@ -12,7 +12,7 @@ from pixel2gene.core.model import Model, TrainingSlide
 from pixel2gene.core.paper import PaperRecipe
 from pixel2gene.core.regression import Recipe
 from pixel2gene.core.scoring import Layout, full_scores
-from pixel2gene.spatial.embedded import measure_for_model, open_for_model, slide_measurement, training_slide
+from pixel2gene.spatial.modelled import measure_for_model, open_for_model, slide_measurement, training_slide
 
 SCALE = {
     "mean_count": "counts per unit",
@@ -38,7 +38,7 @@ def score_slide(
     embedded = open_for_model(sdata, model, image_key, embedding_key)
     part, _, measured = measure_for_model(sdata, model, embedded, table_key, layer)
     network = part.network.to(chosen_device)
-    data = slide_measurement(part, embedded, measured, chosen_device)
+    data, _ = slide_measurement(part, embedded, measured, chosen_device)
     layout = Layout(embedded.grid.shape, measured.superpixels, measured.centres)
     table = full_scores(network, data, part.genes, layout, chosen_device)
     table = table.reindex(pd.Index(model.genes, name=table.index.name))
@@ -59,6 +59,7 @@ def joined(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
 
 
 def held_out_part(slide: TrainingSlide | None, recipe: Recipe | PaperRecipe) -> str:
+    """Say which units no member that predicts them has seen."""
     if slide is None:
         return "slide"
     if isinstance(recipe, PaperRecipe):

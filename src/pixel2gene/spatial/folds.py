@@ -112,8 +112,10 @@ def apart_of(centres: NDArray[np.floating], fold: NDArray[np.int8], folds: int) 
         return np.full(len(fold), -1, np.int8)
     mixed = np.zeros(len(fold), np.uint64)
     for coordinate in np.floor(centres.T / APART).astype(np.int64).view(np.uint64):
+        mixed += coordinate + np.uint64(0x9E3779B97F4A7C15)
         # The finaliser of MurmurHash3 (Appleby, public domain).
-        mixed = (mixed + coordinate + np.uint64(0x9E3779B97F4A7C15)) * np.uint64(0xFF51AFD7ED558CCD)
+        for factor in (0xFF51AFD7ED558CCD, 0xC4CEB9FE1A85EC53):
+            mixed = (mixed ^ (mixed >> np.uint64(33))) * np.uint64(factor)
         mixed ^= mixed >> np.uint64(33)
     step = 1 + (mixed % np.uint64(folds - 1)).astype(np.int64)
     return np.where(fold < 0, -1, (fold + step) % folds).astype(np.int8)

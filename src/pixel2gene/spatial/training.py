@@ -15,21 +15,18 @@ from spatialdata import SpatialData
 
 from pixel2gene import __version__
 from pixel2gene.core.device import choose_device
+from pixel2gene.core.ensemble import Ensemble
 from pixel2gene.core.model import Model, TrainingSlide
 from pixel2gene.core.paper import RECIPES, PaperRecipe, fit_paper
-from pixel2gene.core.regression import Measurement, Recipe, Reference, fit_ensemble
+from pixel2gene.core.regression import History, Measurement, Recipe, Reference, fit_ensemble
 from pixel2gene.core.scoring import held_out_scores
 from pixel2gene.core.trust import Familiarity, fit_familiarity, sample
 from pixel2gene.core.uncertainty import held_out_uncertainty
-from pixel2gene.spatial.embedded import (
-    Embedded,
-    Measured,
-    measure,
-    open_embedding,
-    require_same_embedding,
-    training_slide,
-)
+from pixel2gene.spatial.embedded import Embedded, open_embedding
 from pixel2gene.spatial.folds import block_folds, fold_of, region_folds
+from pixel2gene.spatial.measured import Measured, measure
+from pixel2gene.spatial.modelled import require_same_embedding, training_slide
+from pixel2gene.spatial.platform import find_capture, seeks_capture, with_capture, with_effects
 from pixel2gene.spatial.units import Units, measured_units, select_genes
 
 Join = Literal["inner", "outer"]
@@ -77,22 +74,33 @@ def train(
     }
     depths = relative_depths(_densities(measured), panels)
 
-    parts, training = [], []
+    if isinstance(chosen, Recipe):
+        measured = {name: with_effects(units[name], m, embedded[name].grid) for name, m in measured.items()}
+    parts, held_out = [], []
     for i, (name, m) in enumerate(measured.items()):
         shape = embedded[name].grid.shape
         if isinstance(chosen, PaperRecipe):
             fold, side = block_folds(m.centres, shape, chosen.folds, chosen.block, seed + i)
         else:
             fold, side = region_folds(m.centres, shape, chosen.folds)
-        depth = float(depths[i])
-        parts.append(m.measurement(fold_of(m.centres, fold, side), depth, chosen))
-        training.append(TrainingSlide(embedded[name].record["fingerprint"], name, depth, fold, side))
-    data = _joined(parts, panels)
-    if isinstance(chosen, PaperRecipe):
-        network, history = fit_paper(data, chosen, chosen_device, seed, progress)
-    else:
+        parts.append(m.measurement(fold_of(m.centres, fold, side), float(depths[i]), chosen))
+        held_out.append((fold, side))
+
+    def fitted() -> tuple[Ensemble, History]:
+        data = _joined(parts, panels)
+        if isinstance(chosen, PaperRecipe):
+            return fit_paper(data, chosen, chosen_device, seed, progress)
         start = None if reference is None else _start(reference, names)
-        network, history = fit_ensemble(data, chosen, chosen_device, seed, progress, start)
+        return fit_ensemble(data, chosen, chosen_device, seed, progress, start)
+
+    network, history = fitted()
+    if seeks_capture(chosen):
+        for i, (name, m) in enumerate(measured.items()):
+            found = find_capture(network, parts[i], m.centres, chosen_device)
+            parts[i], measured[name] = with_capture(parts[i], m, found)
+        if any(m.platform.capture > 0 for m in measured.values()):
+            network, history = fitted()
+    data = _joined(parts, panels)
     scores = held_out_scores(network, data, names, chosen_device).join(
         held_out_uncertainty(network, data, names, chosen_device, seed)
     )
@@ -102,7 +110,10 @@ def train(
         inputs={"table_key": table_key, "image_key": image_key, "layer": layer, "embedding_key": embedding_key},
         recipe=chosen,
         network=network.cpu(),
-        slides=training,
+        slides=[
+            TrainingSlide(one.record["fingerprint"], name, depth, fold, side, measured[name].platform)
+            for (name, one), depth, (fold, side) in zip(embedded.items(), depths.tolist(), held_out, strict=True)
+        ],
         scores=scores,
         history=history,
         version=__version__,

@@ -30,6 +30,9 @@ CONTROL_PROBES = (
     "DeprecatedCodeword",
     "antisense_",
 )
+# Columns of a table with the place of each unit in an array, and the share of bins that have one to their right.
+ARRAY = ("array_row", "array_col")
+TILED = 0.5
 # Transcripts this close (superpixels) to one another bound the measured area of a points element.
 MEASURED_REACH = 5
 
@@ -48,12 +51,15 @@ class Units:
         (units, superpixels) overlapping area as a share of a superpixel.
     superpixels
         For transcripts, whose units are the superpixels themselves, their flat indices; None for a table.
+    array
+        (units, 2) row and column of bins that tile an array; None for other units.
     """
 
     genes: pd.Index[str]
     counts: csr_array
     overlap: csr_array
     superpixels: NDArray[np.int64] | None = None
+    array: NDArray[np.int64] | None = None
 
     def centres(self, grid: Grid) -> NDArray[np.float64]:
         """(units, 2) centre of each unit's overlap in grid coordinates, NaN outside the grid."""
@@ -90,7 +96,12 @@ def measured_units(sdata: SpatialData, key: str, image_key: str, grid: Grid, lay
     if key in sdata.points and key not in sdata.tables:
         return _transcripts(sdata, key, image_key, grid)
     table = get_table(sdata, key)
-    units = Units(table.var_names.astype(str), _counts(table, key, layer), table_overlap(sdata, key, image_key, grid))
+    units = Units(
+        table.var_names.astype(str),
+        _counts(table, key, layer),
+        table_overlap(sdata, key, image_key, grid),
+        array=_array(table),
+    )
     if units.overlap.nnz == 0:
         raise ValueError(
             f"No unit of table {key!r} overlaps image {image_key!r}: check that both are aligned to the same "
@@ -143,6 +154,19 @@ def select_genes(units: Units, genes: list[str] | None, min_counts: int) -> NDAr
         empty = [gene for gene, total in zip(genes, totals[chosen], strict=True) if total == 0]
         raise ValueError(f"{len(empty)} of the genes asked for have no counts: {empty[:5]}; leave them out.")
     return chosen
+
+
+def _array(table: ad.AnnData) -> NDArray[np.int64] | None:
+    """(units, 2) places that readers of binned data give; spots have them too, but do not touch one another."""
+    if not set(ARRAY) <= set(table.obs.columns):
+        return None
+    place = np.stack([np.asarray(table.obs[name]) for name in ARRAY], axis=1)
+    if not np.issubdtype(place.dtype, np.integer):
+        return None
+    place = place.astype(np.int64)
+    flat = place @ (np.ptp(place[:, 1]) + 2, 1)
+    beside = np.isin(flat + 1, flat)
+    return place if beside.mean() > TILED else None
 
 
 def _counts(table: ad.AnnData, key: str, layer: str | None) -> csr_array:
@@ -208,7 +232,7 @@ def _transcripts(sdata: SpatialData, key: str, image_key: str, grid: Grid) -> Un
         )
     genes = pd.Categorical(frame[feature].astype(str)[inside])
     occupied = np.bincount(where.indices, minlength=grid.size).reshape(grid.shape) > 0
-    measured = np.flatnonzero(_measured_area(occupied))
+    measured = np.flatnonzero(measured_area(occupied))
     row = np.searchsorted(measured, where.indices)
     counts = csr_array(
         (np.ones(len(row), np.float32), (row, genes.codes.astype(np.int64))),
@@ -220,10 +244,10 @@ def _transcripts(sdata: SpatialData, key: str, image_key: str, grid: Grid) -> Un
     return Units(pd.Index(genes.categories), counts, identity, measured)
 
 
-def _measured_area(occupied: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Superpixels with transcripts and the gaps between them."""
-    near = ndimage.distance_transform_edt(~np.pad(occupied, MEASURED_REACH)) <= MEASURED_REACH
-    closed = ndimage.distance_transform_edt(near) > MEASURED_REACH
-    inner = slice(MEASURED_REACH, -MEASURED_REACH)
+def measured_area(occupied: NDArray[np.bool_], reach: int = MEASURED_REACH) -> NDArray[np.bool_]:
+    """(rows, columns) superpixels that were measured, and the gaps between those that are this close."""
+    near = ndimage.distance_transform_edt(~np.pad(occupied, reach)) <= reach
+    closed = ndimage.distance_transform_edt(near) > reach
+    inner = slice(reach, -reach)
     area: NDArray[np.bool_] = ndimage.binary_fill_holes(closed[inner, inner] | occupied)
     return area

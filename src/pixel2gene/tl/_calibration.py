@@ -8,8 +8,8 @@ from pixel2gene.core.calibration import Calibration, negative_binomial_transform
 from pixel2gene.core.device import choose_device
 from pixel2gene.core.model import Model
 from pixel2gene.core.regression import predict_units
-from pixel2gene.spatial.embedded import measure_for_model, open_for_model, slide_measurement, training_slide
 from pixel2gene.spatial.evaluation import GENES, held_out_part
+from pixel2gene.spatial.modelled import measure_for_model, open_for_model, slide_measurement, training_slide
 
 # With them the standard error of one gene's coverage is below half a per cent.
 UNITS = 20_000
@@ -77,7 +77,7 @@ def calibration(
     embedded = open_for_model(sdata, model, image_key, embedding_key)
     part, _, measured = measure_for_model(sdata, model, embedded, table_key, layer)
     network = part.network.to(chosen_device)
-    data = slide_measurement(part, embedded, measured, chosen_device)
+    data, _ = slide_measurement(part, embedded, measured, chosen_device)
 
     rng = np.random.default_rng(seed)
     some = data.rows(np.sort(rng.permutation(len(data.fold))[:UNITS]))

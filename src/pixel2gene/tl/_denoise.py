@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 import anndata as ad
@@ -9,7 +10,7 @@ from numpy.typing import NDArray
 from spatialdata import SpatialData
 
 from pixel2gene import __version__
-from pixel2gene.core.denoising import SMALLEST, denoise_counts
+from pixel2gene.core.denoising import SMALLEST, Gaps, denoise_counts
 from pixel2gene.core.device import choose_device
 from pixel2gene.core.model import Model
 from pixel2gene.core.regression import Measurement, predict_rates
@@ -22,13 +23,9 @@ from pixel2gene.spatial.elements import (
     table_element,
     write_elements,
 )
-from pixel2gene.spatial.embedded import (
-    Measured,
-    measure_for_model,
-    open_for_model,
-    slide_measurement,
-    training_slide,
-)
+from pixel2gene.spatial.measured import Measured, gaps_between
+from pixel2gene.spatial.modelled import measure_for_model, open_for_model, slide_measurement, training_slide
+from pixel2gene.spatial.platform import without_effects
 
 UNIT = "expected counts per unit"
 
@@ -54,6 +51,10 @@ def denoise(
     gene, on units that neither the members nor the neighbours that predict them have seen, and genes of few counts
     lean on the others (see "Denoising" in the documentation of the method).
 
+    What the platform did to the counts is undone, as far as it is clear: stripes of rows and columns of bins, molecules
+    that drifted, capture that varies over the slide. ``uns["pixel2gene"]["platform"]`` says how much of each was
+    found, 0 where none, and ``obs["efficiency"]`` what a unit catches in relation to the mean.
+
     Parameters
     ----------
     sdata
@@ -77,13 +78,14 @@ def denoise(
     -------
     None. Adds ``tables[key_added]``: units on tissue x those genes of the model that were measured, linked to the same
     elements as the counts, in expected counts per unit. X and ``layers["sd"]`` are the posterior mean and standard
-    deviation given all three sources; ``layers["expected"]`` is what histology and neighbours expect, without the unit's
-    own count and so without its noise, and ``layers["expected_sd"]`` how far the truth may lie from it. ``var`` has the
-    held-out scores, the average weights of the sources in X (``weight_histology``, ``weight_neighbours``,
+    deviation given all three sources; ``layers["expected"]`` is what histology and neighbours expect, without the
+    unit's own count and so without its noise, and ``layers["expected_sd"]`` how far the truth may lie from it. ``var``
+    has the held-out scores, the average weights of the sources in X (``weight_histology``, ``weight_neighbours``,
     ``weight_own``) and the ``shape`` of the gamma distribution of a unit around its expectation.
 
-    Adds ``images[f"{key_added}_map"]``: (genes, y, x) float16, expected counts per superpixel where units were measured,
-    NaN elsewhere. For transcripts, whose units are superpixels, also ``labels[f"{key_added}_superpixels"]``.
+    Adds ``images[f"{key_added}_map"]``: (genes, y, x) float16, expected counts per superpixel of tissue where units
+    were measured, and between them by histology and neighbours; NaN elsewhere. For transcripts, whose units are
+    superpixels, also ``labels[f"{key_added}_superpixels"]``.
 
     Raises
     ------
@@ -100,10 +102,22 @@ def denoise(
     chosen_device = choose_device(device)
     model.network.to(chosen_device)
     model, units, measured = measure_for_model(sdata, model, embedded, table_key, layer)
-    data = slide_measurement(model, embedded, measured, chosen_device)
+    data, measured = slide_measurement(model, embedded, measured, chosen_device)
 
-    result = denoise_counts(model.network, data, measured.centres, chosen_device, seed)
-    covered, dense = _on_superpixels(model, measured, data, result.mean, chosen_device)
+    undisturbed = without_effects(data, measured)
+    gaps = gaps_between(measured, grid)
+    rate = _rates(model, data, gaps, chosen_device) * undisturbed.depth.mean()
+    result = denoise_counts(
+        model.network,
+        data,
+        undisturbed,
+        measured.centres,
+        Gaps(grid.centres[measured.superpixels[gaps]], rate),
+        chosen_device,
+        seed,
+    )
+    covered, dense = _on_superpixels(model, measured, undisturbed, result.mean, chosen_device)
+    covered, dense = np.concatenate([covered, measured.superpixels[gaps]]), np.concatenate([dense, result.gaps])
     table = ad.AnnData(
         result.mean,
         var=model.scores.assign(
@@ -122,6 +136,7 @@ def denoise(
         "unit": UNIT,
         "encoder": model.encoder["name"],
         "trained_on_this_slide": training_slide(model, embedded) is not None,
+        "platform": asdict(measured.platform),
     }
     elements: dict[str, Any] = {keys[1]: image_element(rows_as_raster(dense, covered, grid), grid, model.genes)}
     if units.superpixels is not None:
@@ -137,8 +152,14 @@ def denoise(
         table.uns["spatialdata_attrs"] = dict(original.uns["spatialdata_attrs"])
         if "spatial" in original.obsm:
             table.obsm["spatial"] = original.obsm["spatial"][measured.rows]
+    table.obs["efficiency"] = measured.efficiency.astype(np.float32)
     elements[keys[0]] = table
     write_elements(sdata, elements, record, progress=progress, label="denoise")
+
+
+def _rates(model: Model, data: Measurement, columns: NDArray[np.intp], device: torch.device) -> NDArray[np.float32]:
+    """(columns, genes) predicted rate of some superpixels of the tissue."""
+    return predict_rates(model.network, data.features[columns], np.arange(len(model.genes)), device)[0]
 
 
 def _on_superpixels(
@@ -147,7 +168,7 @@ def _on_superpixels(
     """Flat indices of the measured superpixels, and their predicted rate times what the units over them make of it."""
     share = np.asarray(data.overlap.sum(axis=0)).ravel()
     columns = np.flatnonzero(share > 0)
-    rate, _ = predict_rates(model.network, data.features[columns], np.arange(len(model.genes)), device)
+    rate = _rates(model, data, columns, device)
     overlap = data.overlap[:, columns]
     correction = denoised / np.maximum(overlap @ rate, SMALLEST)
     return measured.superpixels[columns], rate * (overlap.T @ correction) / share[columns, None]

@@ -20,7 +20,7 @@ from pixel2gene.spatial.elements import (
     table_element,
     write_elements,
 )
-from pixel2gene.spatial.embedded import open_for_model, training_slide
+from pixel2gene.spatial.modelled import open_for_model, training_slide
 
 UNIT = "expected counts per superpixel of 8 µm"
 
