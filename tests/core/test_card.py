@@ -11,6 +11,7 @@ from pixel2gene.core.card import Card, card
 from pixel2gene.core.ensemble import Architecture, Ensemble
 from pixel2gene.core.model import Model, TrainingSlide
 from pixel2gene.core.paper import PaperRecipe
+from pixel2gene.core.platform import Platform
 from pixel2gene.core.regression import History, Recipe
 
 PEARSON = np.array([np.nan, *np.linspace(-0.1, 0.6, 29)])
@@ -169,3 +170,11 @@ def test_models_without_scores(model):
     assert "best" not in found and "median share of the ceiling" not in found
     assert found["not scored"].count(",") == 9
     assert "30 of 30 have no" in made.text
+
+
+def test_effects_of_the_platform_are_named_with_their_slide(model: Model) -> None:
+    assert "none found" in card(model).text
+    striped = replace(model.slides[0], platform=Platform(row_stripes=0.2, diffusion_um=8.0))
+    text = card(replace(model, slides=[striped, model.slides[1]])).text
+    assert "sd of row stripes 0.2 (first), diffusion (µm) 8 (first)" in text
+    assert "diffusion (µm) 8\n" in card(replace(model, slides=[striped])).text

@@ -1,5 +1,7 @@
 """Histology, neighbours and own counts weighed against one another, on planted truths."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -40,12 +42,14 @@ def error(found, truth):
 def denoise(monkeypatch):
     """Denoise with planted expectations in the place of a network's."""
 
-    def denoise(counts, histology, centres=CENTRES, unseen=None, apart=None, gaps=None):
+    def denoise(counts, histology, centres=CENTRES, unseen=None, apart=None, gaps=None, undisturbed=None):
         calls = []
 
         def predicted(network, data, device, *, held_out):
             calls.append((held_out, data))
             units = data.depth.astype(int)
+            if data is plain:
+                return undisturbed.astype(np.float32)
             return (unseen if held_out and unseen is not None else histology)[units].astype(np.float32)
 
         monkeypatch.setattr(module, "_predicted", predicted)
@@ -60,9 +64,11 @@ def denoise(monkeypatch):
             units // 4,
             apart=apart,
         )
+        plain = None if undisturbed is None else replace(data, patch=data.patch)
         denoise.calls = calls
         none = Gaps(np.empty((0, 2)), np.empty((0, counts.shape[1]), np.float32))
-        return denoise_counts(None, data, data, centres, none if gaps is None else gaps, torch.device("cpu"), 0)
+        gaps = none if gaps is None else gaps
+        return denoise_counts(None, data, plain or data, centres, gaps, torch.device("cpu"), 0)
 
     return denoise
 
@@ -295,3 +301,40 @@ def test_intervals_of_the_posterior_cover_the_other_half(uncertain):
     place = below + np.random.default_rng(0).uniform(size=below.shape) * (upto - below)
     assert 0.87 < ((0.05 < place) & (place < 0.95)).mean() < 0.93
     np.testing.assert_allclose(result.sd, result.mean / np.sqrt(r), rtol=1e-4)
+
+
+def test_what_the_platform_did_is_undone(denoise):
+    """Half of the units catch a third: the result is as if they had caught all."""
+    rng = np.random.default_rng(8)
+    truth = 6 * field(rng, 6, 0.7)
+    caught = np.where(np.arange(UNITS) % 2 == 0, 1.0, 1 / 3)[:, None]
+    result = denoise(rng.poisson(truth * caught), truth * caught, undisturbed=truth)
+    for values in (result.mean, result.expected):
+        ratio = values[::2].mean(axis=0) / values[1::2].mean(axis=0)
+        np.testing.assert_allclose(ratio, truth[::2].mean(axis=0) / truth[1::2].mean(axis=0), rtol=0.03)
+    assert (correlation(result.expected, truth) > 0.98).all()
+
+
+def test_gaps_are_filled_as_units_are(denoise):
+    """Units that were left out have about what they are expected to have when they are there."""
+    rng = np.random.default_rng(9)
+    histology = 4 * field(rng, 2, 0.4)
+    truth = histology * field(rng, 8, 0.8)
+    counts = rng.poisson(truth)
+    there = rng.random(UNITS) < 0.7
+    left_out = Gaps(CENTRES[~there], histology[~there].astype(np.float32))
+    result = denoise(counts[there], histology[there], CENTRES[there], gaps=left_out)
+    assert result.gaps.shape == ((~there).sum(), GENES) and result.gaps.dtype == np.float32
+    assert (error(result.gaps, truth[~there]) < 0.7 * error(histology[~there], truth[~there])).all()
+    # As good as for units whose own counts are not used.
+    assert (error(result.gaps, truth[~there]) < 1.2 * error(result.expected, truth[there])).all()
+
+
+@pytest.mark.parametrize("far", [0.0, 4000.0])
+def test_gaps_far_from_any_unit_have_what_histology_expects(denoise, far):
+    rng = np.random.default_rng(10)
+    histology = 4 * field(rng, 2, 0.4)
+    counts = rng.poisson(3 * histology)
+    gaps = Gaps(CENTRES[:5] + far, histology[:5].astype(np.float32))
+    ratio = denoise(counts, histology, gaps=gaps).gaps / histology[:5]
+    np.testing.assert_allclose(ratio, 1 if far else 3, rtol=1e-4 if far else 0.25)

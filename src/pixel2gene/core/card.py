@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import textwrap
+from collections.abc import Iterator
 from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING
@@ -13,7 +14,7 @@ import pandas as pd
 from pixel2gene.core.paper import RECIPES
 
 if TYPE_CHECKING:
-    from pixel2gene.core.model import Model
+    from pixel2gene.core.model import Model, TrainingSlide
 
 THRESHOLDS = (0.5, 0.3, 0.2)
 NAMED = 10  # genes at either end
@@ -29,6 +30,12 @@ ENCODER = {
     "mpp": "µm per pixel",
     "superpixel_um": "superpixel (µm)",
     "weights_sha256": "SHA-256 of the weights",
+}
+EFFECTS = {
+    "row_stripes": "sd of row stripes",
+    "column_stripes": "sd of column stripes",
+    "diffusion_um": "diffusion (µm)",
+    "capture": "sd of log capture",
 }
 WIDTH, LABEL_WIDTH = 100, 28
 # No colours of its own: it has those of the page, light or dark.
@@ -93,6 +100,7 @@ def _training(model: Model) -> dict[str, str]:
     changed = [f"{key}={value}" for key, value in dataclasses.asdict(recipe).items() if value != usual[key]]
     return {
         "slides": ", ".join(f"{slide.name} (relative depth {slide.depth:.2g})" for slide in model.slides),
+        "effects of the platform": ", ".join(_effects(model.slides)) or "none found",
         **{key.removesuffix("_key"): value for key, value in model.inputs.items() if value is not None},
         "panel": f"{len(model.genes)} genes",
         "recipe": name + (f" with {', '.join(changed)}" if changed else ""),
@@ -101,6 +109,14 @@ def _training(model: Model) -> dict[str, str]:
         "started from": "random weights" if model.reference is None else f"a model of {', '.join(model.reference)}",
         "version of pixel2gene": model.version,
     }
+
+
+def _effects(slides: list[TrainingSlide]) -> Iterator[str]:
+    for slide in slides:
+        found = {name: getattr(slide.platform, name) for name in EFFECTS}
+        for name, value in found.items():
+            if value > 0:
+                yield f"{EFFECTS[name]} {value:.2g}" + (f" ({slide.name})" if len(slides) > 1 else "")
 
 
 def _scores(scores: pd.DataFrame) -> dict[str, str]:
