@@ -2,41 +2,46 @@
 
     uv run python benchmarks/platform_effects.py
 
-Stripes and diffusion are found from the totals of the bins and the tissue that `pixel2gene.tl.tissue` sees; the rows
-`model` have stripes and capture on slides that a model was fitted to, which tells what to expect out-of-fold. Of an
-effect that was not planted, `kept` counts how often it was found all the same.
+Stripes and diffusion are found from the totals of the bins and the tissue that `pixel2gene.tl.tissue` sees. Of what
+was not planted, `kept` counts how often it was found all the same. The second table is of slides that a model was
+fitted to: what it found (0: nothing), and Pearson with the true rates of what it predicts and denoises, against a model
+that does not know of such effects.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
+from unittest.mock import patch
 
 import numpy as np
 import pandas as pd
 import typer
+from methods import mean_pearson, pearson
 from numpy.typing import NDArray
 from spatialdata import SpatialData
 
 import pixel2gene as p2g
-from pixel2gene.core.device import choose_device
-from pixel2gene.core.platform import Lines, capture_field, diffusion_width, stripes
-from pixel2gene.core.regression import predict_units
+from pixel2gene.core.platform import Lines, diffusion_width, stripes
+from pixel2gene.spatial import modelled
+from pixel2gene.spatial import training as fitting
 from pixel2gene.spatial.grid import SUPERPIXEL_UM, superpixel_grid
 from pixel2gene.spatial.measured import TISSUE_SHARE
-from pixel2gene.spatial.modelled import measure_for_model, open_for_model, slide_measurement
+from pixel2gene.spatial.modelled import measure_for_model, open_for_model
 from pixel2gene.spatial.units import Units, measured_units
 
 MPP = 0.5
 # Genes matter to no total; a panel is needed to fit a model.
-FEW, PANEL, GROUPS = 10, 40, 8
+FEW, PANEL = 10, 40
 # Lines with fewer bins than this are at the corners of the slide.
 FULL = 40
 STRIPES, DRIFTS = "0,0.05,0.1,0.2", "0,4,8,16"
-# Stripes and capture, planted together.
-MODELLED = ((0.0, 0.0), (0.1, 0.25))
+# Planted where a model is fitted.
+UNDONE: tuple[dict[str, float], ...] = ({}, {"stripes": 0.2}, {"diffusion_um": 8.0}, {"capture": 0.3})
 
 Floats = NDArray[np.float64]
 
@@ -67,15 +72,23 @@ def main(
         for um in map(float, drifts.split(",")):
             slide = _simulate(settings, seed=seed, n_genes=FEW, diffusion_um=um)
             report(drifted(slide, um, seed))
+    fitted: list[dict[str, Any]] = []
     for seed in range(model_seeds):
-        for sd, capture in MODELLED:
-            report(*modelled(settings, sd, capture, seed))
-    table = pd.DataFrame(rows).groupby(["effect", "expected", "planted"])
+        for planted in UNDONE:
+            fitted += undone(settings, planted, seed)
+            print(*fitted[-2:], sep="\n", file=sys.stderr, flush=True)
+            if out is not None:
+                out.write_text(json.dumps({"side": side, "counts": counts, "rows": rows, "fitted": fitted}))
+    table = pd.DataFrame(rows).groupby(["effect", "planted"])
     summary = table.agg(
         realised=("realised", "mean"), found=("found", "mean"), correlation=("correlation", "mean"), z=("z", "mean")
     ).join(table["kept"].agg(kept="sum", of="size"))
-    print(f"\n{side} px, {counts:g} counts per superpixel; means over {seeds} seeds ({model_seeds} with a model)\n")
+    print(f"\n{side} px, {counts:g} counts per superpixel; means over {seeds} seeds\n")
     print(summary.round(3).to_string(na_rep="-"))
+    if fitted:
+        print(f"\nFitted models, {PANEL} genes; means over {model_seeds} seeds\n")
+        means = pd.DataFrame(fitted).drop(columns="seed").groupby(["planted", "known"], sort=False).mean()
+        print(means.round(3).to_string())
 
 
 def striped(sdata: SpatialData, planted: float, seed: int) -> list[dict[str, Any]]:
@@ -83,7 +96,22 @@ def striped(sdata: SpatialData, planted: float, seed: int) -> list[dict[str, Any
     _, _, on_tissue, _ = _units(sdata)
     table = sdata["counts"][on_tissue]
     totals = np.asarray(table.X.sum(axis=1)).ravel()
-    return _stripes_found(table.obs, totals, None, "surroundings", planted, seed)
+    found = stripes(totals, table.obs["array_row"].to_numpy(), table.obs["array_col"].to_numpy())
+    return [
+        {
+            "effect": effect,
+            "seed": seed,
+            "planted": planted,
+            **_against_truth(lines, table.obs[line], table.obs[factor] if planted else None),
+            "found": lines.sd,
+            "z": lines.z,
+            "kept": lines.kept,
+        }
+        for effect, lines, line, factor in (
+            ("rows", found.rows, "array_row", "row_factor"),
+            ("columns", found.columns, "array_col", "column_factor"),
+        )
+    ]
 
 
 def drifted(sdata: SpatialData, planted: float, seed: int) -> dict[str, Any]:
@@ -92,7 +120,6 @@ def drifted(sdata: SpatialData, planted: float, seed: int) -> dict[str, Any]:
     found = diffusion_width(totals, units.overlap, tissue)
     return {
         "effect": "diffusion",
-        "expected": "border",
         "seed": seed,
         "planted": planted,
         "realised": planted,
@@ -103,50 +130,35 @@ def drifted(sdata: SpatialData, planted: float, seed: int) -> dict[str, Any]:
     }
 
 
-def modelled(settings: dict[str, Any], planted: float, capture: float, seed: int) -> list[dict[str, Any]]:
-    """Stripes and capture, both against what a model expects of the units that it did not see."""
-    options = {"seed": seed, "n_genes": PANEL, "stripes": planted}
-    sdata = _simulate(settings, **options, capture=capture)
+def undone(settings: dict[str, Any], planted: dict[str, float], seed: int) -> list[dict[str, Any]]:
+    """What `fit` finds, and how near `predict` and `denoise` come to the truth, knowing of effects and not."""
+    options = {"seed": seed, "n_genes": PANEL}
+    sdata, truth = _simulate(settings, **options, **planted), _simulate(settings, **options)["truth"]
     p2g.tl.embed(sdata, "he", progress=False)
-    model = p2g.tl.fit(sdata, "counts", image_key="he", progress=False)
-    embedded = open_for_model(sdata, model, None, None)
-    model, _, measured = measure_for_model(sdata, model, embedded, None, None)
-    device = choose_device("cpu")
-    data, _ = slide_measurement(model, embedded, measured, device)
-    group = np.random.default_rng(seed).permutation(len(model.genes)) % GROUPS
-    dealt = np.eye(GROUPS)[group]
-    totals, expected = data.counts @ dealt, np.empty((len(data.fold), GROUPS))
-    for units, mean in predict_units(model.network, data, device, held_out=True):
-        expected[units] = mean @ dealt
-    obs = sdata["counts"].obs.iloc[measured.rows]
-    rows = _stripes_found(obs, totals.sum(axis=1), expected.sum(axis=1), "model", planted, seed)
-
-    factor = (
-        np.ones(len(obs))
-        if planted == 0
-        else stripes(
-            totals.sum(axis=1), obs["array_row"].to_numpy(), obs["array_col"].to_numpy(), expected.sum(axis=1)
-        ).factor
-    )
-    found = capture_field(totals, expected * factor[:, None], measured.centres)
-    truth, flat = (_simulate(settings, **options, capture=c)["truth"].to_numpy().sum(axis=0) for c in (capture, 0.0))
-    column, row = np.floor(measured.centres.T).astype(int)
-    inside = flat[row, column] > 0
-    log_field = np.log(truth[row, column][inside] / flat[row, column][inside])
-    seen = np.log(found.factor[inside])
-    rows.append(
-        {
-            "effect": "capture",
-            "expected": "model",
-            "seed": seed,
-            "planted": capture,
-            "realised": float(log_field.std()),
-            "found": found.sd,
-            "correlation": _correlation(log_field, seen),
-            "z": found.z,
-            "kept": found.kept,
-        }
-    )
+    rows = []
+    for known in (True, False) if planted else (True,):
+        with ExitStack() as patches:
+            if not known:
+                for module in (fitting, modelled):
+                    patches.enter_context(patch.object(module, "with_effects", lambda units, measured, *_: measured))
+                    patches.enter_context(patch.object(module, "seeks_capture", lambda recipe: False))
+            model = p2g.tl.fit(sdata, "counts", image_key="he", progress=False)
+            p2g.tl.predict(sdata, model, overwrite=True, progress=False)
+            p2g.tl.denoise(sdata, model, overwrite=True, progress=False)
+            _, _, measured = measure_for_model(sdata, model, open_for_model(sdata, model, None, None), None, None)
+        rates = truth.sel(c=model.genes).to_numpy().reshape(len(model.genes), -1).T[measured.superpixels]
+        counts, denoised = measured.overlap @ rates, sdata["denoised"]
+        rows.append(
+            {
+                "planted": " ".join(f"{name}={value:g}" for name, value in planted.items()) or "nothing",
+                "seed": seed,
+                "known": known,
+                **asdict(model.slides[0].platform),
+                "predicted": mean_pearson(pearson(sdata["predicted"].X, rates)),
+                "expected": mean_pearson(pearson(denoised.layers["expected"], counts)),
+                "denoised": mean_pearson(pearson(denoised.X, counts)),
+            }
+        )
     return rows
 
 
@@ -163,28 +175,6 @@ def _units(sdata: SpatialData) -> tuple[Units, NDArray[np.bool_], NDArray[np.boo
     tissue = sdata["he_tissue"].to_numpy() > 0
     share = units.overlap @ tissue.ravel() / units.overlap.sum(axis=1)
     return units, tissue, share >= TISSUE_SHARE, np.asarray(units.counts.sum(axis=1), float)
-
-
-def _stripes_found(
-    obs: pd.DataFrame, totals: Floats, expected: Floats | None, name: str, planted: float, seed: int
-) -> list[dict[str, Any]]:
-    found = stripes(totals, obs["array_row"].to_numpy(), obs["array_col"].to_numpy(), expected)
-    return [
-        {
-            "effect": effect,
-            "expected": name,
-            "seed": seed,
-            "planted": planted,
-            **_against_truth(lines, obs[line], obs[factor] if planted else None),
-            "found": lines.sd,
-            "z": lines.z,
-            "kept": lines.kept,
-        }
-        for effect, lines, line, factor in (
-            ("rows", found.rows, "array_row", "row_factor"),
-            ("columns", found.columns, "array_col", "column_factor"),
-        )
-    ]
 
 
 def _against_truth(lines: Lines, line: pd.Series[int], factor: pd.Series[float] | None) -> dict[str, float]:
