@@ -269,6 +269,12 @@ class TestCapture:
         found = capture_field(counts, expected, centres)
         assert not found.kept and np.isnan(found.sd) and (found.factor == 1).all()
 
+    def test_counts_too_few_cannot_tell(self) -> None:
+        counts, expected, centres, _ = groups_of_genes(0.3, 0)
+        few = np.random.default_rng(0).binomial(counts.astype(int), 1e-3)
+        found = capture_field(few, expected, centres)
+        assert not found.kept and (found.factor == 1).all()
+
     def test_genes_must_be_dealt_to_groups(self) -> None:
         with pytest.raises(ValueError, match=r"totals are \(5,\).*two or more groups"):
             capture_field(np.ones(5), np.ones(5), np.ones((5, 2)))

@@ -191,7 +191,8 @@ def _ratios(totals: NDArray[np.floating], expected: NDArray[np.floating], centre
     # The log of few counts is too noisy to be normal.
     enough = m.min(axis=1) >= LEAST_COUNTS
     ratio = np.log((y[enough] + 0.5) / (m[enough] + 0.5))
-    return _Blocks(place[enough], ratio, weight[enough] / max(weight[enough].mean(), 1e-12))
+    weight = weight[enough]
+    return _Blocks(place[enough], ratio, weight * len(weight) / max(weight.sum(), 1e-12))
 
 
 def _slow_field(blocks: _Blocks) -> _Field:
