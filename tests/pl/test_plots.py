@@ -260,6 +260,16 @@ def test_trust_without_a_prediction_of_the_gene(slide: sd.SpatialData) -> None:
     assert titles(pl.expression(slide, "A", min_trust=0.5)) == ["H&E", "A, measured", "A, denoised"]
 
 
+@pytest.mark.parametrize(("score", "masked"), [(0.1, True), (0.3, False), (np.nan, True)])
+def test_predictions_of_poor_genes_are_grey(slide: sd.SpatialData, score: float, masked: bool) -> None:
+    slide["predicted"] = results_table([score, 0.9])
+    axes = pl.expression(slide, "A", min_score=0.2)
+    grey = (pixels_of(axes) == 204).all(axis=-1)
+    shown = np.isfinite(np.asarray(slide["predicted_map"].sel(c="A")))
+    np.testing.assert_array_equal(grey, shown & masked)
+    assert ("grey: below 0.2" in axes[-1].get_title()) == masked
+
+
 def test_unknown_gene(slide: sd.SpatialData) -> None:
     with pytest.raises(KeyError, match=r"No gene 'ERBB2'; there are 2, such as \['A', 'B'\]"):
         pl.expression(slide, "ERBB2")

@@ -37,6 +37,7 @@ def expression(
     denoised: str = "denoised",
     predicted: str = "predicted",
     min_trust: float | None = None,
+    min_score: float | None = None,
     axes: Iterable[Axes] | None = None,
 ) -> NDArray[np.object_]:
     """Draw a gene side by side as measured, denoised and predicted, next to the H&E.
@@ -61,6 +62,8 @@ def expression(
         Results of :func:`pixel2gene.tl.denoise` and :func:`pixel2gene.tl.predict`, by their keys.
     min_trust
         Predictions of less trust (0 to 1) are masked: grey, and of no weight in the colour scale.
+    min_score
+        So is the whole prediction of a gene with a lower out-of-fold Pearson correlation, or none.
     axes
         Axes to draw on, one per panel; new ones by default.
 
@@ -112,12 +115,18 @@ def expression(
         raise ValueError(f"{len(drawn)} axes given for {len(panels) + 1} panels: H&E, {', '.join(panels)}.")
     draw_image(drawn[0], sdata, image_key, window)
     drawn[0].set_title("H&E")
-    if untrusted is not None and "predicted" in panels:
+    if "predicted" in panels:
         values, place = panels["predicted"]
-        panels["predicted"] = np.where(untrusted, np.nan, values), place
-        grey = np.where(untrusted, 1.0, np.nan)
-        drawn[-1].imshow(grey, extent=place, cmap=ListedColormap([_MASKED]))
-        titles["predicted"] += f"\ngrey: trust below {min_trust:g}"
+        masked = np.zeros(values.shape, bool)
+        if untrusted is not None:
+            masked |= untrusted
+            titles["predicted"] += f"\ngrey: trust below {min_trust:g}"
+        if min_score is not None and not _pearson(sdata, predicted, gene) >= min_score:
+            masked |= np.isfinite(values)
+            titles["predicted"] += f"\ngrey: below {min_score:g}"
+        panels["predicted"] = np.where(masked, np.nan, values), place
+        if masked.any():
+            drawn[-1].imshow(np.where(masked, 1.0, np.nan), extent=place, cmap=ListedColormap([_MASKED]))
     norm = Normalize(0, _brightest([values for values, _ in panels.values()]))
     for ax, (name, (values, place)) in zip(drawn[1:], panels.items(), strict=True):
         shown = ax.imshow(values, extent=place, cmap=_COLOURS, norm=norm)
@@ -141,11 +150,16 @@ def _trust(sdata: SpatialData, predicted: str) -> NDArray[np.floating]:
     return trust
 
 
+def _pearson(sdata: SpatialData, key: str, gene: str) -> float:
+    """Out-of-fold score of a gene that the table of a result tells; NaN where it does not."""
+    if key not in sdata.tables or "pearson" not in sdata.tables[key].var or gene not in sdata.tables[key].var_names:
+        return float("nan")
+    return float(sdata.tables[key].var.at[gene, "pearson"])
+
+
 def _score(sdata: SpatialData, key: str, gene: str) -> str:
     """Second line of a title."""
-    if key not in sdata.tables or "pearson" not in sdata.tables[key].var or gene not in sdata.tables[key].var_names:
-        return ""
-    score = sdata.tables[key].var.at[gene, "pearson"]
+    score = _pearson(sdata, key, gene)
     return "" if np.isnan(score) else f"\nout-of-fold Pearson {score:.2f}"
 
 
