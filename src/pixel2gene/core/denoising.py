@@ -15,11 +15,14 @@ from pixel2gene.core.neighbours import Neighbours
 from pixel2gene.core.posterior import gamma_poisson_posterior
 from pixel2gene.core.regression import Measurement, predict_units
 from pixel2gene.core.uncertainty import gamma_shape, gene_blocks, misfit, whole_blocks
+from pixel2gene.core.unit_factor import fit_unit_factor
 
 # Standard deviations of the Gaussian over the neighbours, in superpixels.
 WIDTHS = (1.5, 3.0, 6.0, 12.0, 24.0)
 # Expected counts among them that weigh as much as what was expected without them.
 PRIOR_COUNTS = (1.0, 4.0, 16.0, 64.0)
+# Of the factor that all other genes of a unit share.
+POWERS = (0.0, 0.25, 0.5, 0.75, 1.0)
 SMALLEST = 1e-8
 
 type Candidate = tuple[NDArray[np.float32], NDArray[np.float64]]
@@ -121,9 +124,10 @@ def denoise_counts(
         unseen[:, genes], _ = _mixture(sources.candidates(genes, held_out=True), weight[:, genes])
         filled[:, genes], _ = _mixture(sources.elsewhere(gaps, genes), weight[:, genes])
     shape = gamma_shape(some, unseen)
-    mean, sd = gamma_poisson_posterior(counts, expected, shape)
-    own = (expected / (expected + shape)).mean(axis=0)
     expected_sd = np.sqrt(expected * misfit(some, unseen, shape, around.block[rows])).astype(np.float32)
+    prior, shared, shape = _with_other_genes(sources, expected, unseen, shape)
+    mean, sd = gamma_poisson_posterior(counts, prior, shape)
+    own = 1 - (1 - shared) * (shape / (prior + shape)).mean(axis=0)
     weights = ((1 - own) * (1 - neighbours), (1 - own) * neighbours, own)
     if undisturbed is not data:
         plain = _predicted(network, undisturbed, device, held_out=False)
@@ -195,6 +199,43 @@ class Sources:
                 yield base * ((counted + prior) / (expected + prior)), np.zeros(base.shape[1])
 
 
+def _with_other_genes(
+    sources: Sources, expected: NDArray[np.float32], unseen: NDArray[np.float32], shape: NDArray[np.float64]
+) -> tuple[NDArray[np.float32], NDArray[np.float64], NDArray[np.float64]]:
+    """Correct what is expected by what a unit's counts of all other genes say of it, as far as it helps a gene.
+
+    Parameters
+    ----------
+    sources
+        Counts, and the sample to choose by.
+    expected
+        (units, genes).
+    unseen
+        (sample, genes) the same by what has not seen them.
+    shape
+        (genes,) of the gamma distribution of the units around it.
+
+    Returns
+    -------
+    (units, genes) expected counts, the (genes,) share that the other genes have in them, and the (genes,) shape around
+    them.
+    """
+    counts, some = sources.counts, sources.counts[sources.rows]
+    factor = fit_unit_factor(some, unseen, shape)
+    corrected, held_out = np.empty_like(expected), np.empty_like(unseen)
+    share = np.empty(counts.shape[1])
+    for genes in gene_blocks(*counts.shape):
+        logs = np.log(np.maximum(factor.without_gene(some, unseen, genes), SMALLEST))
+        ways = [unseen[:, genes] * np.exp(np.float32(power) * logs) for power in POWERS]
+        weight = posterior(np.stack([_log_likelihood(some[:, genes], way, shape[genes]) for way in ways]))
+        power = np.asarray(POWERS, np.float32) @ weight.astype(np.float32)
+        held_out[:, genes] = unseen[:, genes] * np.exp(power * logs)
+        logs = np.log(np.maximum(factor.without_gene(counts, expected, genes), SMALLEST))
+        corrected[:, genes] = expected[:, genes] * np.exp(power * logs)
+        share[genes] = power * factor.credibility(expected)
+    return corrected, share, gamma_shape(some, held_out)
+
+
 def _predicted(network: Ensemble, data: Measurement, device: torch.device, *, held_out: bool) -> NDArray[np.float32]:
     """(units, genes) expected counts."""
     predicted = np.empty(data.counts.shape, np.float32)
@@ -204,21 +245,30 @@ def _predicted(network: Ensemble, data: Measurement, device: torch.device, *, he
 
 
 def _log_likelihoods(sources: Sources, shape: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(candidates, genes) negative binomial log-likelihood of the sample, up to a constant of each gene."""
+    """(candidates, genes) log-likelihood of the sample."""
     counts = sources.counts[sources.rows]
-
-    def one(mean: NDArray[np.float32], genes: slice) -> NDArray[np.float64]:
-        mean, r = np.maximum(mean, SMALLEST), shape[genes]
-        each: NDArray[np.floating] = counts[:, genes] * np.log(mean / (mean + r)) - r * np.log1p(mean / r)
-        return each.sum(axis=0, dtype=np.float64)
-
     return np.concatenate(
         [
-            np.stack([one(mean, genes) for mean, _ in sources.candidates(genes, held_out=True)])
+            np.stack(
+                [
+                    _log_likelihood(counts[:, genes], mean, shape[genes])
+                    for mean, _ in sources.candidates(genes, held_out=True)
+                ]
+            )
             for genes in gene_blocks(*sources.counts.shape)
         ],
         axis=1,
     )
+
+
+def _log_likelihood(
+    counts: NDArray[np.float32], mean: NDArray[np.float32], shape: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """(genes,) negative binomial log-likelihood of (units, genes) counts, up to a constant of each gene."""
+    mean = np.maximum(mean, SMALLEST)
+    each: NDArray[np.floating] = counts * np.log(mean / (mean + shape)) - shape * np.log1p(mean / shape)
+    result: NDArray[np.float64] = each.sum(axis=0, dtype=np.float64)
+    return result
 
 
 def _mixture(
