@@ -29,6 +29,7 @@ ENCODER = {
     "mpp": "µm per pixel",
     "superpixel_um": "superpixel (µm)",
     "weights_sha256": "SHA-256 of the weights",
+    "overlap": "overlap of windows",
 }
 WIDTH, LABEL_WIDTH = 100, 28
 # No colours of its own: it has those of the page, light or dark.

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import os
+
 from spatialdata import SpatialData
 
 from pixel2gene import __version__
 from pixel2gene.core.device import choose_device
+from pixel2gene.core.embedding import choose_overlap
 from pixel2gene.core.encoders import get_encoder
 from pixel2gene.spatial.elements import get_record, image_element, require_new, write_elements
 from pixel2gene.spatial.grid import SUPERPIXEL_UM, superpixel_grid
@@ -17,7 +20,8 @@ def embed(
     sdata: SpatialData,
     image_key: str,
     *,
-    encoder: str = "lite0",
+    encoder: str | os.PathLike[str] = "lite0",
+    overlap: float | None = None,
     tissue_key: str | None = None,
     mpp: float | None = None,
     force: bool = False,
@@ -39,7 +43,12 @@ def embed(
     image_key
         8-bit RGB or RGBA image.
     encoder
-        ``"lite0"``: EfficientNet-Lite0, which ships with its weights.
+        ``"lite0"``: EfficientNet-Lite0, which ships with its weights; another of `pixel2gene.encoders`; or a folder of
+        weights: ``config.json`` and ``model.safetensors`` of any vision transformer of timm, or the two DINO
+        checkpoints of HIPT, ``vit256_small_dino.pth`` and ``vit4k_xs_dino.pth``.
+    overlap
+        For encoders that see the image in windows: the share of a window that the next one covers too, 0.5 by default
+        (HIPT: 0). What windows say of a superpixel is averaged, the middle of a window weighted more than its border.
     tissue_key
         Labels (other than 0) or shapes to describe: the result of `pixel2gene.tl.tissue` by default
         (``f"{image_key}_tissue"``), or any of your own.
@@ -64,8 +73,13 @@ def embed(
     KeyError
         If there is no such image or tissue.
     ValueError
-        If the image is no 8-bit RGB, its pixel size is unknown or implausible, the encoder is unknown, the tissue
-        lies elsewhere, or the result exists.
+        If the image is no 8-bit RGB, its pixel size is unknown or implausible, the encoder is unknown or its folder
+        has no weights that can be read, the overlap is no share or there are no windows, the tissue lies elsewhere, or
+        the result exists.
+    ImportError
+        If the encoder needs a package that is not installed.
+    OSError
+        If the weights of the encoder cannot be had: they are gated, or there is no network.
     """
     slide = open_image(sdata, image_key)
     key_added = key_added or f"{image_key}_embedding"
@@ -79,7 +93,8 @@ def embed(
     grid = superpixel_grid(sdata, image_key, mpp)
     mask = read_mask(sdata, tissue_key, image_key, grid)
     chosen = get_encoder(encoder, choose_device(device))
-    values = lazy_embedding(slide, mask, mpp, chosen)
+    share = choose_overlap(chosen, overlap)
+    values = lazy_embedding(slide, mask, mpp, chosen, share)
     record = {
         "verb": "embed",
         "version": __version__,
@@ -95,6 +110,7 @@ def embed(
             "superpixel_um": SUPERPIXEL_UM,
             "licence": chosen.licence,
             "weights_sha256": chosen.weights_sha256,
+            **({} if chosen.window is None else {"overlap": share}),
         },
     }
     channels = [f"{chosen.name}_{i}" for i in range(values.shape[0])]
