@@ -12,6 +12,7 @@ from pixel2gene.core.embedding import (
     choose_overlap,
     embed_tile,
     local_channels,
+    seam,
     surroundings,
     window_step,
 )
@@ -156,3 +157,24 @@ def test_overlap_is_the_encoders_own_unless_one_is_given():
         choose_overlap(Windows(), 1.0)
     with pytest.raises(ValueError, match="overlap=0.5: 'means' sees every superpixel with 8 px around it"):
         choose_overlap(Means(), 0.5)
+
+
+def test_seam_is_the_jump_at_borders_relative_to_the_same_places():
+    rng = np.random.default_rng(0)
+    elsewhere = rng.normal(size=(3, 12, 15)).astype(np.float16)
+    features = elsewhere.copy()
+    features[:, 4:8] += 2
+    features[:, :, 8:] -= 1
+    borders = np.array([4, 8])
+    assert seam(elsewhere, elsewhere, borders) == 1
+
+    def jumps(values):
+        total = 0.0
+        for channel, reference in zip(values.astype(np.float64), elsewhere.astype(np.float64), strict=True):
+            for k in borders:
+                total += np.abs(channel[k] - channel[k - 1]).sum() / reference.std()
+                total += np.abs(channel[:, k] - channel[:, k - 1]).sum() / reference.std()
+        return total
+
+    assert seam(features, elsewhere, borders) == pytest.approx(jumps(features) / jumps(elsewhere))
+    assert seam(features, elsewhere, borders) > 1.1

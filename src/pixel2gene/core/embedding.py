@@ -126,6 +126,32 @@ def blend_windows(encoder: Encoder, rgb: Tensor, wanted: NDArray[np.bool_], step
     return total / received.clamp_min(torch.finfo(torch.float32).tiny)
 
 
+def seam(features: NDArray[np.float16], elsewhere: NDArray[np.float16], borders: NDArray[np.int64]) -> float:
+    """How much borders of tiles or windows show: jumps across them, relative to those at the same places inside.
+
+    Parameters
+    ----------
+    features
+        (channels, rows, columns).
+    elsewhere
+        The same tissue, whose borders lie elsewhere.
+    borders
+        Rows, and columns, before which there is a border in `features`.
+
+    Returns
+    -------
+    Ratio of the mean absolute differences across borders, in standard deviations of each channel; 1 where no border
+    shows.
+    """
+    spread = elsewhere.std(axis=(1, 2), keepdims=True, dtype=np.float64).clip(1e-6)
+
+    def jumps(values: NDArray[np.float16]) -> float:
+        scaled = values / spread
+        return sum(float(np.abs(np.diff(scaled, axis=axis)).take(borders - 1, axis).sum()) for axis in (1, 2))
+
+    return jumps(features) / jumps(elsewhere)
+
+
 def add_context(local: NDArray[np.float16], mask: NDArray[np.bool_], border: int) -> NDArray[np.float16]:
     """Join the mean over the surrounding tissue, one per window, to the features of each superpixel.
 

@@ -106,14 +106,15 @@ def vit_from_hub(info: EncoderInfo, device: torch.device) -> ViT:
         raise ImportError(f"Encoder {info.name!r} needs another package: {error}") from error
     except OSError as error:
         raise _unavailable(info, error) from error
+    # Without a transform it would resize and normalise by itself, once more.
+    preprocesses = model.get_transform() is None
 
     def patch_tokens(normalised: Tensor) -> Tensor:
-        tokens: Tensor
-        if model.get_transform() is None:
-            # Its own preprocessing would resize and normalise once more.
-            tokens = model.model(pixel_values=normalised).last_hidden_state[:, 1:]
-        else:
-            tokens = model.encode_image_dense(normalised).patch_tokens
+        tokens: Tensor = (
+            model.model(pixel_values=normalised).last_hidden_state[:, 1:]
+            if preprocesses
+            else model.encode_image_dense(normalised).patch_tokens
+        )
         return tokens
 
     return ViT(info, model.model, patch_tokens, HUB_WINDOWS.get(info.name, HUB_WINDOW), device)
