@@ -17,9 +17,9 @@ def test_seams(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(BENCHMARKS)
     encoders = importlib.import_module("encoders")
     for module in (raster, encoders):
-        monkeypatch.setattr(module, "TILE", 32)
+        monkeypatch.setattr(module, "TILE", 24)
     monkeypatch.setattr(encoders, "EDGE", 8)
-    pixels = paint((672, 672), 0.5, 0).image
+    pixels = paint((576, 576), 0.5, 0).image
     rows = [
         encoders.measure(pixels, "lite0", encoders.lite0(**seen), overlap)
         for seen, overlap in (({}, 0.0), ({"halo": 0, "window": 224}, 0.5), ({"halo": 0}, 0.0))
