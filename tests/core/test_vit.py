@@ -137,6 +137,7 @@ def code(folder):
         (code, "holds no vision transformer that timm can build"),
         (lambda folder: change_config(folder, architecture="resnet18"), "holds no vision transformer"),
         (lambda folder: change_config(folder, architecture="no_such_net"), "Unknown model"),
+        (lambda folder: (folder / "config.json").write_text('{"model_type": "vit"}'), "so that it is not timm's"),
     ],
 )
 def test_other_folders_are_refused(folder, capsys, change, message):

@@ -40,6 +40,18 @@ def test_overlap_is_refused_where_there_are_no_windows(embedded):
     assert "again" not in embedded
 
 
+def test_stain_is_kept_in_the_record_and_asked_for_again(embedded, fitted):
+    assert fitted.encoder["stain"] is None and "stain" not in fitted.card().text.split("Not for")[0]
+    plain = embedded["he_embedding"].data.compute()
+    p2g.tl.embed(embedded, "he", stain="macenko", overwrite=True, progress=False)
+    assert embedded.attrs["pixel2gene"]["he_embedding"]["encoder"]["stain"] == "macenko"
+    assert not np.array_equal(embedded["he_embedding"].data.compute(), plain)
+    with pytest.raises(ValueError, match="stain: model None, embedding macenko"):
+        p2g.tl.predict(embedded, fitted, progress=False)
+    with pytest.raises(ValueError, match="stain='reinhard'; 'macenko' or None expected"):
+        p2g.tl.embed(embedded, "he", stain="reinhard", overwrite=True, progress=False)
+
+
 def test_an_unknown_encoder_lists_those_there_are(embedded):
     with pytest.raises(ValueError, match=r"No encoder 'resnet'; there are \[.*'lite0'.*'uni'.*\], and folders"):
         p2g.tl.embed(embedded, "he", encoder="resnet", key_added="again", progress=False)

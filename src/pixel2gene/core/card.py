@@ -30,6 +30,7 @@ ENCODER = {
     "superpixel_um": "superpixel (µm)",
     "weights_sha256": "SHA-256 of the weights",
     "overlap": "overlap of windows",
+    "stain": "stain normalised by",
 }
 WIDTH, LABEL_WIDTH = 100, 28
 # No colours of its own: it has those of the page, light or dark.
@@ -80,7 +81,7 @@ def card(model: Model) -> Card:
     title = f"pixel2gene model of {len(model.genes)} genes"
     facts = {
         "Training": _training(model),
-        "Encoder": {ENCODER.get(name, name): str(value) for name, value in model.encoder.items()},
+        "Encoder": {ENCODER.get(name, name): str(value) for name, value in model.encoder.items() if value is not None},
         "Out-of-fold scores": _scores(model.scores),
     }
     limits = _limits(model)

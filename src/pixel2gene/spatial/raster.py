@@ -21,12 +21,14 @@ from pixel2gene.core.embedding import (
     window_step,
 )
 from pixel2gene.core.encoders import Encoder
+from pixel2gene.core.stain import Stain, fit_stain, restain
 from pixel2gene.core.tissue import superpixel_statistics
 from pixel2gene.spatial.grid import SUPERPIXEL_UM
 from pixel2gene.spatial.image import Slide
 
 TILE = 64
 STATISTICS_SIDE = 8
+STAIN_MPP, STAIN_SAMPLES = 0.5, 400
 
 
 def lazy_statistics(slide: Slide, shape: tuple[int, int], mpp: float) -> da.Array:
@@ -41,9 +43,17 @@ def lazy_statistics(slide: Slide, shape: tuple[int, int], mpp: float) -> da.Arra
 
 
 def lazy_embedding(
-    slide: Slide, mask: NDArray[np.bool_], mpp: float, encoder: Encoder, overlap: float = 0.0
+    slide: Slide,
+    mask: NDArray[np.bool_],
+    mpp: float,
+    encoder: Encoder,
+    overlap: float = 0.0,
+    stain: Stain | None = None,
 ) -> da.Array:
-    """(channels, rows, columns) float16 embedding, zero outside the mask; tiles without tissue are never read."""
+    """(channels, rows, columns) float16 embedding, zero outside the mask; tiles without tissue are never read.
+
+    The stain of the slide, if given, is replaced by the standard one.
+    """
     scale, stride = encoder.mpp / mpp, encoder.stride
     # Encoders use every core by themselves; meanwhile another thread reads the next tile.
     encoding = threading.Lock()
@@ -54,6 +64,8 @@ def lazy_embedding(
         y0, y1 = surroundings(encoder, rows.start, rows.stop, overlap)
         x0, x1 = surroundings(encoder, columns.start, columns.stop, overlap)
         rgb = slide.read(scale, *(stride * edge for edge in (y0, y1, x0, x1)))
+        if stain is not None:
+            rgb = restain(rgb, stain)
         with encoding:
             return embed_tile(encoder, rgb, inside, (rows.start - y0, columns.start - x0), overlap)
 
@@ -80,6 +92,24 @@ def lazy_embedding(
     )
     cropped: da.Array = embedding[:, : mask.shape[0], : mask.shape[1]]
     return cropped
+
+
+def slide_stain(slide: Slide, mask: NDArray[np.bool_], mpp: float) -> Stain:
+    """Stain of a slide, from superpixels spread evenly over its tissue, at 0.5 µm/px, and over all of it."""
+    side = round(SUPERPIXEL_UM / STAIN_MPP)
+
+    def read(places: NDArray[np.int64]) -> NDArray[np.float32]:
+        chosen = places[np.linspace(0, len(places) - 1, min(len(places), STAIN_SAMPLES)).astype(int)]
+        return np.stack(
+            [
+                slide.read(STAIN_MPP / mpp, *(side * edge for edge in (y, y + 1, x, x + 1)))
+                for y, x in zip(*np.unravel_index(chosen, mask.shape), strict=True)
+            ],
+            axis=1,
+        ).reshape(3, len(chosen), -1)
+
+    tissue, everywhere = read(np.flatnonzero(mask)), read(np.arange(mask.size))
+    return fit_stain(tissue.reshape(3, -1), everywhere.mean(axis=2))
 
 
 def fingerprint(slide: Slide) -> str:

@@ -63,11 +63,12 @@ def get_encoder(name: str | os.PathLike[str], device: torch.device) -> Encoder:
     OSError
         If the weights cannot be had: they are gated, or there is no network.
     """
+    name = os.fspath(name)
     if name == "lite0":
         from pixel2gene.core.encoders.lite0 import Lite0
 
         return Lite0(device)
-    info = REGISTRY.get(str(name))
+    info = REGISTRY.get(name)
     if info is not None and info.lazyslide is not None:
         from pixel2gene.core.encoders.vit import vit_from_hub
 
@@ -76,7 +77,7 @@ def get_encoder(name: str | os.PathLike[str], device: torch.device) -> Encoder:
     if info is not None:
         raise ValueError(f"The weights of {info.name!r} come from {info.weights}: pass encoder='path/to/folder'.")
     if not folder.is_dir():
-        raise ValueError(f"No encoder {str(name)!r}; there are {sorted(REGISTRY)}, and folders of weights.")
+        raise ValueError(f"No encoder {name!r}; there are {sorted(REGISTRY)}, and folders of weights.")
     if (folder / "config.json").is_file():
         from pixel2gene.core.encoders.vit import vit_from_folder
 

@@ -160,6 +160,8 @@ def vit_from_folder(folder: Path, device: torch.device) -> ViT:
         raise ValueError(f"The folder {folder} has no weights: {' or '.join(WEIGHT_FILES)} expected.")
     try:
         config = json.loads((folder / "config.json").read_text())
+        if "architecture" not in config:
+            raise ValueError("its config.json names no 'architecture', so that it is not timm's")
         state = load_state_dict(str(file))
         network: Any = timm.create_model(
             f"local-dir:{folder}", num_classes=0, dynamic_img_size=True, **_feed_forward(state, timm.layers)
