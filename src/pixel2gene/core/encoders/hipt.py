@@ -145,7 +145,7 @@ class Hipt:
         """
         batch, _, height, width = rgb.shape
         rows, columns, patches = height // REGION, width // REGION, REGION // PATCH
-        regions = rgb.view(batch, 3, rows, REGION, columns, REGION).permute(0, 2, 4, 1, 3, 5).flatten(0, 2)
+        regions = rgb.reshape(batch, 3, rows, REGION, columns, REGION).permute(0, 2, 4, 1, 3, 5).flatten(0, 2)
         with torch.inference_mode():
             tokens = torch.cat([self._encode_regions(part) for part in regions.split(BATCH)])
             local = tokens[:, 1:].view(batch, rows, columns, patches, patches, -1)
