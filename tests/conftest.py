@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
 import matplotlib
 import pytest
+import torch
+from safetensors.torch import save_file
 from spatialdata import SpatialData, deepcopy
 
 import pixel2gene as p2g
@@ -34,3 +41,47 @@ def embedded(embedded_once: SpatialData) -> SpatialData:
 def fitted(fitted_once: p2g.Model) -> p2g.Model:
     """A model of that slide."""
     return fitted_once
+
+
+@pytest.fixture(scope="session")
+def timm_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Make a folder of a small vision transformer with random weights, as timm lays it out."""
+
+    from timm.layers import SwiGLUPacked
+    from timm.models import VisionTransformer
+
+    def make(name: str, *, mpp: float | None = None, gated: bool = False, **arguments: Any) -> Path:
+        folder = tmp_path_factory.mktemp("weights") / name
+        folder.mkdir()
+        arguments = {"img_size": 224, "embed_dim": 24, "depth": 2, "num_heads": 2, **arguments}
+        feed_forward = {"mlp_layer": SwiGLUPacked, "act_layer": torch.nn.SiLU} if gated else {}
+        torch.manual_seed(0)
+        network = VisionTransformer(num_classes=3, **arguments, **feed_forward)
+        # Positions start too small to matter.
+        torch.nn.init.normal_(network.pos_embed)
+        save_file(network.state_dict(), folder / "model.safetensors")
+        trained = {"mean": [0.7, 0.6, 0.7], "std": [0.2, 0.25, 0.2], "input_size": [3, 224, 224], "num_classes": 3}
+        config = {"architecture": "vit_base_patch16_224", "model_args": arguments, "pretrained_cfg": trained}
+        (folder / "config.json").write_text(json.dumps(config | ({} if mpp is None else {"mpp": mpp})))
+        return folder
+
+    return make
+
+
+def dino_state(width: int, depth: int, side: int, embedding: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    from timm.models import VisionTransformer
+
+    network = VisionTransformer(img_size=side, patch_size=1, embed_dim=width, depth=depth, num_heads=6, num_classes=0)
+    torch.nn.init.normal_(network.pos_embed)
+    torch.nn.init.normal_(network.cls_token)
+    state = {key: value for key, value in network.state_dict().items() if not key.startswith("patch_embed")}
+    return state | embedding
+
+
+@pytest.fixture(scope="session")
+def dino_states() -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """Small random transformers by the names of the checkpoints of HIPT: of patches and of regions."""
+    torch.manual_seed(0)
+    patches = {"patch_embed.proj.weight": torch.randn(24, 3, 16, 16) / 16, "patch_embed.proj.bias": torch.randn(24)}
+    regions = {"phi.0.weight": torch.randn(12, 24), "phi.0.bias": torch.randn(12)}
+    return dino_state(24, 2, 14, patches), dino_state(12, 2, 14, regions)

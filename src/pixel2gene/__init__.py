@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pixel2gene import datasets, io, pl, tl
+    from pixel2gene.core.encoders.registry import encoders
     from pixel2gene.core.model import Model
 
 __version__ = version("pixel2gene")
-__all__ = ["Model", "__version__", "datasets", "io", "pl", "tl"]
+__all__ = ["Model", "__version__", "datasets", "encoders", "io", "pl", "tl"]
 
 _MODULES = {"datasets", "io", "pl", "tl"}
 
@@ -22,6 +23,8 @@ def __getattr__(name: str) -> Any:
         return import_module(f"pixel2gene.{name}")
     if name == "Model":
         return import_module("pixel2gene.core.model").Model
+    if name == "encoders":
+        return import_module("pixel2gene.core.encoders.registry").encoders
     raise AttributeError(f"module 'pixel2gene' has no attribute {name!r}")
 
 

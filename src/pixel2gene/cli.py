@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Read gene expression off the H&E.", no_args_is_help=True, pretty_exceptions_enable=False)
 
-USER_ERRORS = (KeyError, ValueError, OSError)
+USER_ERRORS = (ImportError, KeyError, ValueError, OSError)
 
 
 @app.command()
@@ -61,6 +61,9 @@ def run(
     tissue: Annotated[str | None, typer.Option(help="Key of a tissue mask of your own.")] = None,
     mpp: Annotated[float | None, typer.Option(help="µm per full-resolution pixel.")] = None,
     force: Annotated[bool, typer.Option(help="Accept an implausible pixel size.")] = False,
+    encoder: Annotated[
+        str | None, typer.Option(help="One of `pixel2gene encoders`, or a folder of weights; lite0 by default.")
+    ] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda ...; the best there is by default.")] = None,
     seed: int = 0,
 ) -> None:
@@ -80,7 +83,17 @@ def run(
             aside.rename(out)
         sdata = read_zarr(out)
         model = _analyse(
-            sdata, image, table, layer=layer, genes=gene, tissue=tissue, mpp=mpp, force=force, device=device, seed=seed
+            sdata,
+            image,
+            table,
+            layer=layer,
+            genes=gene,
+            tissue=tissue,
+            mpp=mpp,
+            force=force,
+            encoder=encoder,
+            device=device,
+            seed=seed,
         )
         model.save(out.with_suffix(".p2g"), overwrite=True)
         scores = out.with_suffix(".scores.csv")
@@ -94,6 +107,23 @@ def run(
     _say(f"{model}\nWrote {out}, {out.with_suffix('.p2g').name}, {scores.name} and {out.with_suffix('.png').name}")
 
 
+@app.command()
+def encoders(as_json: Annotated[bool, typer.Option("--json", help="As JSON, with all that is known.")] = False) -> None:
+    """List the encoders that --encoder takes by name."""
+    import pixel2gene as p2g
+
+    table = p2g.encoders()
+    if as_json:
+        typer.echo(table.reset_index().to_json(orient="records", indent=1))
+        return
+    shown = (
+        table.drop(columns=["mean", "std", "citation"]).reset_index().replace({True: "yes", False: "no"}).astype(str)
+    )
+    columns = [[name, *shown[name]] for name in shown]
+    padded = [[cell.ljust(max(map(len, column))) for cell in column] for column in columns]
+    typer.echo("\n".join("  ".join(row).rstrip() for row in zip(*padded, strict=True)))
+
+
 def _analyse(
     sdata: SpatialData,
     image: str,
@@ -104,6 +134,7 @@ def _analyse(
     tissue: str | None = None,
     mpp: float | None = None,
     force: bool = False,
+    encoder: str | None = None,
     device: str | None = None,
     seed: int = 0,
 ) -> Model:
@@ -112,9 +143,18 @@ def _analyse(
     if tissue is None and f"{image}_tissue" not in sdata:
         _say("Find the tissue")
         p2g.tl.tissue(sdata, image, mpp=mpp, force=force)
-    if f"{image}_embedding" not in sdata:
+    if f"{image}_embedding" not in sdata or encoder not in (None, _encoder_of(sdata, f"{image}_embedding")):
         _say("Embed the H&E")
-        p2g.tl.embed(sdata, image, tissue_key=tissue, mpp=mpp, force=force, device=device)
+        p2g.tl.embed(
+            sdata,
+            image,
+            encoder=encoder or "lite0",
+            tissue_key=tissue,
+            mpp=mpp,
+            force=force,
+            device=device,
+            overwrite=True,
+        )
     _say("Fit")
     model = p2g.tl.fit(sdata, table, image_key=image, layer=layer, genes=genes, device=device, seed=seed)
     _say("Predict the whole slide")
@@ -122,6 +162,11 @@ def _analyse(
     _say("Denoise what was measured")
     p2g.tl.denoise(sdata, model, device=device, overwrite=True)
     return model
+
+
+def _encoder_of(sdata: SpatialData, embedding: str) -> str | None:
+    name: str | None = sdata.attrs.get("pixel2gene", {}).get(embedding, {}).get("encoder", {}).get("name")
+    return name
 
 
 def _hold_back_right_half(sdata: SpatialData) -> None:

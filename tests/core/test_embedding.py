@@ -6,17 +6,41 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pixel2gene.core import embedding as module
-from pixel2gene.core.embedding import add_context, embed_tile, local_channels
+from pixel2gene.core.embedding import (
+    add_context,
+    blend_windows,
+    choose_overlap,
+    embed_tile,
+    local_channels,
+    seam,
+    surroundings,
+    window_step,
+)
 from pixel2gene.core.encoders.colour import CHANNELS, colour
 
 
 class Means:
     """An encoder of one channel: the mean of red."""
 
-    stride, channels, halo, mpp = 4, 1, 8, 2.0
+    name, stride, channels, window, overlap, halo, mpp = "means", 4, 1, None, 0.0, 8, 2.0
 
     def encode_dense(self, rgb):
         return F.avg_pool2d(rgb[:, :1], self.stride)
+
+
+class Windows(Means):
+    """Sees windows of 6 x 6 superpixels, and says where in the window each is."""
+
+    channels, window, overlap, halo = 2, 24, 0.5, 0
+
+    def __init__(self):
+        self.batches = []
+
+    def encode_dense(self, rgb):
+        assert rgb.shape[1:] == (3, self.window, self.window)
+        self.batches.append(len(rgb))
+        mean = F.avg_pool2d(rgb[:, :1], self.stride)
+        return torch.cat([mean, torch.arange(36.0).view(1, 1, 6, 6).expand_as(mean)], dim=1)
 
 
 def masked_means(local, mask, windows, border):
@@ -68,9 +92,89 @@ def test_the_windows_in_use(monkeypatch):
 def test_a_tile_is_encoded_and_its_halo_cut_off():
     encoder = Means()
     rgb = np.random.default_rng(0).uniform(0, 255, (3, 8 + 12 + 8, 8 + 20 + 8)).astype(np.float32)
-    found = embed_tile(encoder, rgb, encoder.halo)
+    inside = np.ones((3, 5), bool)
+    inside[1, 2] = False
+    found = embed_tile(encoder, rgb, inside, (2, 2), 0.0)
+    assert not found[:, ~inside].any()
     assert found.shape == (local_channels(encoder), 3, 5) == (1 + CHANNELS, 3, 5)
     assert found.dtype == np.float16
     core = rgb[:, 8:-8, 8:-8]
-    np.testing.assert_allclose(found[0], core[0].reshape(3, 4, 5, 4).mean(axis=(1, 3)), rtol=1e-3)
-    np.testing.assert_allclose(found[1:], colour(torch.from_numpy(core)[None], 4)[0], rtol=1e-3, atol=1e-3)
+    expected = core[0].reshape(3, 4, 5, 4).mean(axis=(1, 3)) * inside
+    np.testing.assert_allclose(found[0], expected, rtol=1e-3)
+    expected = colour(torch.from_numpy(core)[None], 4)[0].numpy() * inside
+    np.testing.assert_allclose(found[1:], expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("step", [1, 3, 4, 6])
+def test_windows_are_blended_by_what_each_superpixel_received(step):
+    """One superpixel at a time."""
+    encoder, side = Windows(), 6
+    rows, columns = side + 2 * step, side + step
+    rgb = torch.rand(3, 4 * rows, 4 * columns) * 255
+    wanted = np.zeros((rows, columns), bool)
+    wanted[1, 2] = wanted[-1, -1] = True
+    found = blend_windows(encoder, rgb, wanted, step)
+    bump = np.sin(np.pi * (np.arange(side) + 0.5) / side) ** 2
+    for y, x in np.argwhere(wanted):
+        windows = [
+            (y - top, x - left)
+            for top in range(0, rows - side + 1, step)
+            for left in range(0, columns - side + 1, step)
+            if top <= y < top + side and left <= x < left + side
+        ]
+        weights = np.array([bump[i] * bump[j] for i, j in windows])
+        places = np.array([i * side + j for i, j in windows])
+        assert found[1, y, x] == pytest.approx((weights * places).sum() / weights.sum(), rel=1e-4)
+        assert found[0, y, x] == pytest.approx(float(rgb[0, 4 * y : 4 * y + 4, 4 * x : 4 * x + 4].mean()), rel=1e-4)
+
+
+def test_windows_without_tissue_are_left_out():
+    encoder = Windows()
+    wanted = np.zeros((18, 18), bool)
+    wanted[7, 8] = True
+    found = blend_windows(encoder, torch.zeros(3, 72, 72), wanted, 6)
+    assert encoder.batches == [1]
+    assert torch.isfinite(found).all() and not found[:, :6].any()
+
+
+@pytest.mark.parametrize("overlap", [0.0, 0.3, 0.5, 0.9])
+@pytest.mark.parametrize(("start", "stop"), [(0, 8), (-3, 5), (13, 14)])
+def test_surroundings_are_all_windows_that_meet_a_tile(overlap, start, stop):
+    encoder, side = Windows(), 6
+    step = window_step(encoder, overlap)
+    starts = [k * step for k in range(-50, 50) if k * step < stop and k * step + side > start]
+    assert surroundings(encoder, start, stop, overlap) == (starts[0], starts[-1] + side)
+
+
+def test_surroundings_of_an_encoder_without_windows_are_its_halo():
+    assert surroundings(Means(), 10, 20, 0.0) == (8, 22)
+
+
+def test_overlap_is_the_encoders_own_unless_one_is_given():
+    assert (choose_overlap(Windows(), None), choose_overlap(Windows(), 0.25)) == (0.5, 0.25)
+    assert (choose_overlap(Means(), None), choose_overlap(Means(), 0.0)) == (0.0, 0.0)
+    with pytest.raises(ValueError, match="overlap=1.0: a share of a window expected"):
+        choose_overlap(Windows(), 1.0)
+    with pytest.raises(ValueError, match="overlap=0.5: 'means' sees every superpixel with 8 px around it"):
+        choose_overlap(Means(), 0.5)
+
+
+def test_seam_is_the_jump_at_borders_relative_to_the_same_places():
+    rng = np.random.default_rng(0)
+    elsewhere = rng.normal(size=(3, 12, 15)).astype(np.float16)
+    features = elsewhere.copy()
+    features[:, 4:8] += 2
+    features[:, :, 8:] -= 1
+    borders = np.array([4, 8])
+    assert seam(elsewhere, elsewhere, borders) == 1
+
+    def jumps(values):
+        total = 0.0
+        for channel, reference in zip(values.astype(np.float64), elsewhere.astype(np.float64), strict=True):
+            for k in borders:
+                total += np.abs(channel[k] - channel[k - 1]).sum() / reference.std()
+                total += np.abs(channel[:, k] - channel[:, k - 1]).sum() / reference.std()
+        return total
+
+    assert seam(features, elsewhere, borders) == pytest.approx(jumps(features) / jumps(elsewhere))
+    assert seam(features, elsewhere, borders) > 1.1

@@ -30,6 +30,8 @@ ENCODER = {
     "mpp": "µm per pixel",
     "superpixel_um": "superpixel (µm)",
     "weights_sha256": "SHA-256 of the weights",
+    "overlap": "overlap of windows",
+    "stain": "stain normalised by",
 }
 EFFECTS = {
     "row_stripes": "sd of row stripes",
@@ -86,7 +88,7 @@ def card(model: Model) -> Card:
     title = f"pixel2gene model of {len(model.genes)} genes"
     facts = {
         "Training": _training(model),
-        "Encoder": {ENCODER.get(name, name): str(value) for name, value in model.encoder.items()},
+        "Encoder": {ENCODER.get(name, name): str(value) for name, value in model.encoder.items() if value is not None},
         "Out-of-fold scores": _scores(model.scores),
     }
     limits = _limits(model)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from itertools import batched, product
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from pixel2gene.core.encoders import Encoder
 from pixel2gene.core.encoders.colour import CHANNELS as COLOUR_CHANNELS
@@ -12,6 +15,8 @@ from pixel2gene.core.encoders.colour import colour
 
 # Sides, in superpixels, of the surroundings whose mean joins a superpixel's own features (72 and 200 µm).
 CONTEXT_WINDOWS = (9, 25)
+# Pixels that are encoded at a time: 32 windows of 224 px.
+BATCH_PIXELS = 32 * 224**2
 
 
 def local_channels(encoder: Encoder) -> int:
@@ -19,27 +24,132 @@ def local_channels(encoder: Encoder) -> int:
     return encoder.channels + COLOUR_CHANNELS
 
 
-def embed_tile(encoder: Encoder, rgb: NDArray[np.float32], halo: int) -> NDArray[np.float16]:
-    """Features of the superpixels of a tile, its halo cut off.
+def choose_overlap(encoder: Encoder, overlap: float | None) -> float:
+    """Take the overlap of windows asked for, or the encoder's own; a ValueError says if it can't be had."""
+    if overlap is None:
+        return encoder.overlap
+    if not 0 <= overlap < 1:
+        raise ValueError(f"overlap={overlap}: a share of a window expected, from 0 to below 1.")
+    if encoder.window is None and overlap > 0:
+        raise ValueError(
+            f"overlap={overlap}: {encoder.name!r} sees every superpixel with {encoder.halo} px around it, so that it "
+            "has no windows to blend; leave overlap out."
+        )
+    return overlap
+
+
+def window_step(encoder: Encoder, overlap: float) -> int:
+    """Superpixels from one window to the next; 1 for encoders without windows."""
+    return max(1, round((encoder.window or 0) // encoder.stride * (1 - overlap)))
+
+
+def surroundings(encoder: Encoder, start: int, stop: int, overlap: float) -> tuple[int, int]:
+    """Superpixels [first, last) that are read to describe [start, stop), along one axis.
+
+    Windows start at multiples of their step on the whole slide, so that a superpixel is seen by the same windows
+    whatever tile it is computed in.
+    """
+    if encoder.window is None:
+        border = encoder.halo // encoder.stride
+        return start - border, stop + border
+    side, step = encoder.window // encoder.stride, window_step(encoder, overlap)
+    return ((start - side) // step + 1) * step, (stop - 1) // step * step + side
+
+
+def embed_tile(
+    encoder: Encoder, rgb: NDArray[np.float32], inside: NDArray[np.bool_], corner: tuple[int, int], overlap: float
+) -> NDArray[np.float16]:
+    """Features of the superpixels of a tile.
 
     Parameters
     ----------
     encoder
         Gives most of the channels; colour gives the rest.
     rgb
-        (3, height, width) of 0 to 255.
-    halo
-        Pixels at each border that are there for the encoder's sake only.
+        (3, height, width) of 0 to 255: the tile and its `surroundings`.
+    inside
+        (rows, columns) of the tile, where there is tissue.
+    corner
+        Row and column of the first superpixel of the tile within `rgb`.
+    overlap
+        Share of a window that the next one covers too.
 
     Returns
     -------
-    (channels, rows, columns).
+    (channels, rows, columns), zero outside the tissue.
     """
-    tile = torch.from_numpy(rgb)[None]
-    border = halo // encoder.stride
-    features = encoder.encode_dense(tile).cpu()[0, :, border:-border, border:-border]
-    core = tile[:, :, halo:-halo, halo:-halo]
-    return torch.cat([features, colour(core, encoder.stride)[0]]).half().numpy()
+    tile, stride = torch.from_numpy(rgb), encoder.stride
+    (top, left), (rows, columns) = corner, inside.shape
+    if encoder.window is None:
+        features = encoder.encode_dense(tile[None]).cpu()[0]
+    else:
+        height, width = (size // stride for size in tile.shape[1:])
+        wanted = np.pad(inside, ((top, height - top - rows), (left, width - left - columns)))
+        features = blend_windows(encoder, tile, wanted, window_step(encoder, overlap))
+    features = features[:, top : top + rows, left : left + columns]
+    core = tile[:, top * stride : (top + rows) * stride, left * stride : (left + columns) * stride]
+    local: NDArray[np.float16] = torch.cat([features, colour(core[None], stride)[0]]).half().numpy()
+    return local * inside
+
+
+def blend_windows(encoder: Encoder, rgb: Tensor, wanted: NDArray[np.bool_], step: int) -> Tensor:
+    """Average the windows over each superpixel, its place in a window weighted down towards the border.
+
+    Parameters
+    ----------
+    encoder
+        Sees windows.
+    rgb
+        (3, height, width) of 0 to 255, covered by windows at every `step` superpixels.
+    wanted
+        (rows, columns); windows without any of these superpixels are left out.
+    step
+        Superpixels from one window to the next.
+
+    Returns
+    -------
+    (channels, rows, columns), divided by the weights that each superpixel received.
+    """
+    assert encoder.window is not None
+    window, stride = encoder.window, encoder.stride
+    side = window // stride
+    bump = torch.sin(torch.pi * (torch.arange(side) + 0.5) / side) ** 2
+    weight = bump[:, None] * bump
+    total, received = torch.zeros(encoder.channels, *wanted.shape), torch.zeros(wanted.shape)
+    lattice = product(*(range(0, size - side + 1, step) for size in wanted.shape))
+    corners = [(y, x) for y, x in lattice if wanted[y : y + side, x : x + side].any()]
+    for part in batched(corners, max(1, BATCH_PIXELS // window**2)):
+        pixels = [rgb[:, y * stride : y * stride + window, x * stride : x * stride + window] for y, x in part]
+        for (y, x), features in zip(part, encoder.encode_dense(torch.stack(pixels)).cpu(), strict=True):
+            total[:, y : y + side, x : x + side] += weight * features
+            received[y : y + side, x : x + side] += weight
+    return total / received.clamp_min(torch.finfo(torch.float32).tiny)
+
+
+def seam(features: NDArray[np.float16], elsewhere: NDArray[np.float16], borders: NDArray[np.int64]) -> float:
+    """How much borders of tiles or windows show: jumps across them, relative to those at the same places inside.
+
+    Parameters
+    ----------
+    features
+        (channels, rows, columns).
+    elsewhere
+        The same tissue, whose borders lie elsewhere.
+    borders
+        Rows, and columns, before which there is a border in `features`.
+
+    Returns
+    -------
+    Ratio of the mean absolute differences across borders, in standard deviations of each channel; 1 where no border
+    shows.
+    """
+    spread = elsewhere.std(axis=(1, 2), keepdims=True, dtype=np.float64).clip(1e-6)
+
+    def jumps(values: NDArray[np.float16]) -> float:
+        scaled = values / spread
+        return sum(float(np.abs(np.diff(scaled, axis=axis)).take(borders - 1, axis).sum()) for axis in (1, 2))
+
+    return jumps(features) / jumps(elsewhere)
 
 
 def add_context(local: NDArray[np.float16], mask: NDArray[np.bool_], border: int) -> NDArray[np.float16]:

@@ -11,9 +11,8 @@ from numpy.typing import NDArray
 from spatialdata import SpatialData
 from spatialdata.transformations import Scale, Sequence, get_transformation
 
+from pixel2gene.core.encoders.registry import SUPERPIXEL_UM as SUPERPIXEL_UM
 from pixel2gene.spatial.geometry import get_element, raster_levels
-
-SUPERPIXEL_UM = 8.0
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -11,14 +12,23 @@ import dask.array as da
 import numpy as np
 from numpy.typing import NDArray
 
-from pixel2gene.core.embedding import CONTEXT_WINDOWS, add_context, embed_tile, local_channels
+from pixel2gene.core.embedding import (
+    CONTEXT_WINDOWS,
+    add_context,
+    embed_tile,
+    local_channels,
+    surroundings,
+    window_step,
+)
 from pixel2gene.core.encoders import Encoder
+from pixel2gene.core.stain import Stain, fit_stain, restain
 from pixel2gene.core.tissue import superpixel_statistics
 from pixel2gene.spatial.grid import SUPERPIXEL_UM
 from pixel2gene.spatial.image import Slide
 
 TILE = 64
 STATISTICS_SIDE = 8
+STAIN_MPP, STAIN_SAMPLES = 0.5, 400
 
 
 def lazy_statistics(slide: Slide, shape: tuple[int, int], mpp: float) -> da.Array:
@@ -29,30 +39,40 @@ def lazy_statistics(slide: Slide, shape: tuple[int, int], mpp: float) -> da.Arra
         window = [STATISTICS_SIDE * edge for edge in (rows.start, rows.stop, columns.start, columns.stop)]
         return superpixel_statistics(slide.read(scale, *window), STATISTICS_SIDE)
 
-    return _map_tiles(tile, np.ones(shape, bool), 4, np.float32)
+    return _map_tiles(tile, np.ones(shape, bool), 4, np.float32, TILE)
 
 
-def lazy_embedding(slide: Slide, mask: NDArray[np.bool_], mpp: float, encoder: Encoder) -> da.Array:
-    """(channels, rows, columns) float16 embedding, zero outside the mask; tiles without tissue are never read."""
-    scale, halo, stride = encoder.mpp / mpp, encoder.halo, encoder.stride
+def lazy_embedding(
+    slide: Slide,
+    mask: NDArray[np.bool_],
+    mpp: float,
+    encoder: Encoder,
+    overlap: float = 0.0,
+    stain: Stain | None = None,
+) -> da.Array:
+    """(channels, rows, columns) float16 embedding, zero outside the mask; tiles without tissue are never read.
+
+    The stain of the slide, if given, is replaced by the standard one.
+    """
+    scale, stride = encoder.mpp / mpp, encoder.stride
     # Encoders use every core by themselves; meanwhile another thread reads the next tile.
     encoding = threading.Lock()
 
     def tile(rows: slice, columns: slice, inside: NDArray[np.bool_]) -> NDArray[np.float16]:
         if not inside.any():
             return np.zeros((local_channels(encoder), *inside.shape), np.float16)
-        edges = (
-            stride * rows.start - halo,
-            stride * rows.stop + halo,
-            stride * columns.start - halo,
-            stride * columns.stop + halo,
-        )
-        rgb = slide.read(scale, *edges)
+        y0, y1 = surroundings(encoder, rows.start, rows.stop, overlap)
+        x0, x1 = surroundings(encoder, columns.start, columns.stop, overlap)
+        rgb = slide.read(scale, *(stride * edge for edge in (y0, y1, x0, x1)))
+        if stain is not None:
+            rgb = restain(rgb, stain)
         with encoding:
-            features = embed_tile(encoder, rgb, halo)
-        return features * inside
+            return embed_tile(encoder, rgb, inside, (rows.start - y0, columns.start - x0), overlap)
 
-    local = _map_tiles(tile, mask, local_channels(encoder), np.float16)
+    # Windows that reach into several tiles are encoded for each: few do if tiles are whole steps.
+    step = window_step(encoder, overlap)
+    side = math.ceil(TILE / step) * step
+    local = _map_tiles(tile, mask, local_channels(encoder), np.float16, side).rechunk({1: TILE, 2: TILE})
     tissue = da.from_array(mask.astype(np.float16)[None], chunks=(1, *local.chunks[1:]))
     border = max(CONTEXT_WINDOWS) // 2
     # dask refuses an overlap that is larger than the array.
@@ -74,6 +94,24 @@ def lazy_embedding(slide: Slide, mask: NDArray[np.bool_], mpp: float, encoder: E
     return cropped
 
 
+def slide_stain(slide: Slide, mask: NDArray[np.bool_], mpp: float) -> Stain:
+    """Stain of a slide, from superpixels spread evenly over its tissue, at 0.5 µm/px, and over all of it."""
+    side = round(SUPERPIXEL_UM / STAIN_MPP)
+
+    def read(places: NDArray[np.int64]) -> NDArray[np.float32]:
+        chosen = places[np.linspace(0, len(places) - 1, min(len(places), STAIN_SAMPLES)).astype(int)]
+        return np.stack(
+            [
+                slide.read(STAIN_MPP / mpp, *(side * edge for edge in (y, y + 1, x, x + 1)))
+                for y, x in zip(*np.unravel_index(chosen, mask.shape), strict=True)
+            ],
+            axis=1,
+        ).reshape(3, len(chosen), -1)
+
+    tissue, everywhere = read(np.flatnonzero(mask)), read(np.arange(mask.size))
+    return fit_stain(tissue.reshape(3, -1), everywhere.mean(axis=2))
+
+
 def fingerprint(slide: Slide) -> str:
     """Identify an image by a lattice of its pixels."""
     level = slide.levels[-1]
@@ -87,12 +125,13 @@ def _map_tiles(
     mask: NDArray[np.bool_],
     channels: int,
     dtype: type[np.floating[Any]],
+    side: int,
 ) -> da.Array:
     def block(inside: NDArray[np.bool_], block_info: Any = None) -> NDArray[Any]:
         (rows, columns) = (slice(*edges) for edges in block_info[0]["array-location"])
         return tile(rows, columns, inside)
 
-    lazy = da.from_array(mask, chunks=(TILE, TILE))
+    lazy = da.from_array(mask, chunks=(side, side))
     tiles: da.Array = lazy.map_blocks(
         block, new_axis=0, chunks=((channels,), *lazy.chunks), dtype=dtype, meta=np.empty((0, 0, 0), dtype)
     )

@@ -1,23 +1,29 @@
 from __future__ import annotations
 
+import os
+from typing import Literal
+
 from spatialdata import SpatialData
 
 from pixel2gene import __version__
 from pixel2gene.core.device import choose_device
+from pixel2gene.core.embedding import choose_overlap
 from pixel2gene.core.encoders import get_encoder
 from pixel2gene.spatial.elements import get_record, image_element, require_new, write_elements
 from pixel2gene.spatial.grid import SUPERPIXEL_UM, superpixel_grid
 from pixel2gene.spatial.image import open_image
 from pixel2gene.spatial.mask import read_mask
 from pixel2gene.spatial.pixel_size import pixel_size
-from pixel2gene.spatial.raster import TILE, fingerprint, lazy_embedding
+from pixel2gene.spatial.raster import TILE, fingerprint, lazy_embedding, slide_stain
 
 
 def embed(
     sdata: SpatialData,
     image_key: str,
     *,
-    encoder: str = "lite0",
+    encoder: str | os.PathLike[str] = "lite0",
+    overlap: float | None = None,
+    stain: Literal["macenko"] | None = None,
     tissue_key: str | None = None,
     mpp: float | None = None,
     force: bool = False,
@@ -39,7 +45,15 @@ def embed(
     image_key
         8-bit RGB or RGBA image.
     encoder
-        ``"lite0"``: EfficientNet-Lite0, which ships with its weights.
+        ``"lite0"``: EfficientNet-Lite0, which ships with its weights; another of `pixel2gene.encoders`; or a folder of
+        weights: ``config.json`` and ``model.safetensors`` of any vision transformer of timm, or the two DINO
+        checkpoints of HIPT, ``vit256_small_dino.pth`` and ``vit4k_xs_dino.pth``.
+    overlap
+        For encoders that see the image in windows: the share of a window that the next one covers too, 0.5 by default
+        (HIPT: 0). What windows say of a superpixel is averaged, the middle of a window weighted more than its border.
+    stain
+        ``"macenko"``: haematoxylin and eosin, as found in the tissue, are brought to the colour and strength of a
+        standard stain first (Macenko et al., 2009). Embed all slides of a model alike.
     tissue_key
         Labels (other than 0) or shapes to describe: the result of `pixel2gene.tl.tissue` by default
         (``f"{image_key}_tissue"``), or any of your own.
@@ -64,8 +78,13 @@ def embed(
     KeyError
         If there is no such image or tissue.
     ValueError
-        If the image is no 8-bit RGB, its pixel size is unknown or implausible, the encoder is unknown, the tissue
-        lies elsewhere, or the result exists.
+        If the image is no 8-bit RGB, its pixel size is unknown or implausible, the encoder is unknown or its folder
+        has no weights that can be read, the overlap is no share or there are no windows, the stain is not that of
+        haematoxylin and eosin, the tissue lies elsewhere, or the result exists.
+    ImportError
+        If the encoder needs a package that is not installed.
+    OSError
+        If the weights of the encoder cannot be had: they are gated, or there is no network.
     """
     slide = open_image(sdata, image_key)
     key_added = key_added or f"{image_key}_embedding"
@@ -79,7 +98,11 @@ def embed(
     grid = superpixel_grid(sdata, image_key, mpp)
     mask = read_mask(sdata, tissue_key, image_key, grid)
     chosen = get_encoder(encoder, choose_device(device))
-    values = lazy_embedding(slide, mask, mpp, chosen)
+    share = choose_overlap(chosen, overlap)
+    if stain not in (None, "macenko"):
+        raise ValueError(f"stain={stain!r}; 'macenko' or None expected.")
+    own = None if stain is None else slide_stain(slide, mask, mpp)
+    values = lazy_embedding(slide, mask, mpp, chosen, share, own)
     record = {
         "verb": "embed",
         "version": __version__,
@@ -95,6 +118,8 @@ def embed(
             "superpixel_um": SUPERPIXEL_UM,
             "licence": chosen.licence,
             "weights_sha256": chosen.weights_sha256,
+            "overlap": None if chosen.window is None else share,
+            "stain": stain,
         },
     }
     channels = [f"{chosen.name}_{i}" for i in range(values.shape[0])]

@@ -57,6 +57,8 @@ class Lite0:
     stride = 16
     channels = 176
     mpp = 0.5
+    window: int | None = None
+    overlap = 0.0
     halo = 128
     licence = "Apache-2.0"
 
