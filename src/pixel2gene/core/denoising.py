@@ -12,17 +12,23 @@ from numpy.typing import NDArray
 from pixel2gene.core.empirical_bayes import posterior
 from pixel2gene.core.ensemble import Ensemble
 from pixel2gene.core.neighbours import Neighbours
+from pixel2gene.core.other_genes import Factors, fit_factors, residuals, spread
 from pixel2gene.core.posterior import gamma_poisson_posterior
 from pixel2gene.core.regression import Measurement, predict_units
 from pixel2gene.core.uncertainty import gamma_shape, gene_blocks, misfit, whole_blocks
-from pixel2gene.core.unit_factor import fit_unit_factor
 
 # Standard deviations of the Gaussian over the neighbours, in superpixels.
 WIDTHS = (1.5, 3.0, 6.0, 12.0, 24.0)
 # Expected counts among them that weigh as much as what was expected without them.
 PRIOR_COUNTS = (1.0, 4.0, 16.0, 64.0)
-# Of the factor that all other genes of a unit share.
-POWERS = (0.0, 0.25, 0.5, 0.75, 1.0)
+# Numbers of factors that the genes of a unit share, and how far what they foretell is followed.
+FACTORS = (1, 4, 16)
+FOLLOWED = (0.5, 1.0)
+# Parts of the sample: what other genes foretell in one is learnt from the others.
+PARTS = 5
+LEAST_UNITS, LEAST_GENES = 20, 3
+# A count may be expected to be so much rarer by other genes.
+RAREST = 0.02
 SMALLEST = 1e-8
 
 type Candidate = tuple[NDArray[np.float32], NDArray[np.float64]]
@@ -125,15 +131,16 @@ def denoise_counts(
         filled[:, genes], _ = _mixture(sources.elsewhere(gaps, genes), weight[:, genes])
     shape = gamma_shape(some, unseen)
     expected_sd = np.sqrt(expected * misfit(some, unseen, shape, around.block[rows])).astype(np.float32)
-    prior, shared, shape = _with_other_genes(sources, expected, unseen, shape)
-    mean, sd = gamma_poisson_posterior(counts, prior, shape)
-    own = 1 - (1 - shared) * (shape / (prior + shape)).mean(axis=0)
+    prior, among = _with_other_genes(sources, expected, unseen, shape, seed)
+    mean, sd = gamma_poisson_posterior(counts, prior, among)
+    # What other genes foretell narrows what a unit has for itself.
+    own = 1 - np.minimum(shape / among, 1) * (among / (prior + among)).mean(axis=0)
     weights = ((1 - own) * (1 - neighbours), (1 - own) * neighbours, own)
     if undisturbed is not data:
         plain = _predicted(network, undisturbed, device, held_out=False)
         undone: NDArray[np.float32] = (plain / np.maximum(sources.histology, SMALLEST)).astype(np.float32)
         mean, sd, expected, expected_sd = (values * undone for values in (mean, sd, expected, expected_sd))
-    return Denoised(mean, sd, expected, expected_sd, filled, *weights, shape)
+    return Denoised(mean, sd, expected, expected_sd, filled, *weights, among)
 
 
 @dataclass(frozen=True)
@@ -200,9 +207,13 @@ class Sources:
 
 
 def _with_other_genes(
-    sources: Sources, expected: NDArray[np.float32], unseen: NDArray[np.float32], shape: NDArray[np.float64]
-) -> tuple[NDArray[np.float32], NDArray[np.float64], NDArray[np.float64]]:
-    """Correct what is expected by what a unit's counts of all other genes say of it, as far as it helps a gene.
+    sources: Sources,
+    expected: NDArray[np.float32],
+    unseen: NDArray[np.float32],
+    shape: NDArray[np.float64],
+    seed: int,
+) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+    """Correct what is expected by what a unit's counts of all other genes foretell, as far as it helps a gene.
 
     Parameters
     ----------
@@ -214,26 +225,41 @@ def _with_other_genes(
         (sample, genes) the same by what has not seen them.
     shape
         (genes,) of the gamma distribution of the units around it.
+    seed
+        Of the parts of the sample.
 
     Returns
     -------
-    (units, genes) expected counts, the (genes,) share that the other genes have in them, and the (genes,) shape around
-    them.
+    (units, genes) expected counts and the (genes,) shape around them.
     """
     counts, some = sources.counts, sources.counts[sources.rows]
-    factor = fit_unit_factor(some, unseen, shape)
-    corrected, held_out = np.empty_like(expected), np.empty_like(unseen)
-    share = np.empty(counts.shape[1])
-    for genes in gene_blocks(*counts.shape):
-        logs = np.log(np.maximum(factor.without_gene(some, unseen, genes), SMALLEST))
-        ways = [unseen[:, genes] * np.exp(np.float32(power) * logs) for power in POWERS]
-        weight = posterior(np.stack([_log_likelihood(some[:, genes], way, shape[genes]) for way in ways]))
-        power = np.asarray(POWERS, np.float32) @ weight.astype(np.float32)
-        held_out[:, genes] = unseen[:, genes] * np.exp(power * logs)
-        logs = np.log(np.maximum(factor.without_gene(counts, expected, genes), SMALLEST))
-        corrected[:, genes] = expected[:, genes] * np.exp(power * logs)
-        share[genes] = power * factor.credibility(expected)
-    return corrected, share, gamma_shape(some, held_out)
+    if len(some) < LEAST_UNITS or counts.shape[1] < LEAST_GENES:
+        return expected, shape
+    x = residuals(some, unseen, shape)
+    part = np.random.default_rng(seed).permutation(len(some)) % PARTS
+    held_out = [np.empty_like(x) for _ in FACTORS]
+    for foretold, number in zip(held_out, FACTORS, strict=True):
+        for k in range(PARTS):
+            foretold[part == k] = fit_factors(x[part != k], number, seed).foretell(x[part == k])
+
+    def ways(mean: NDArray[np.float32], foretold: list[NDArray[np.float32]]) -> Iterator[NDArray[np.float32]]:
+        """What is expected without other genes, and in all ways with them."""
+        yield mean
+        for each in foretold:
+            for share in FOLLOWED:
+                yield np.maximum(mean + np.float32(share) * each * spread(mean, shape), RAREST * mean)
+
+    weight = posterior(np.stack([_log_likelihood(some, mean, shape) for mean in ways(unseen, held_out)]))
+
+    def mixed(mean: NDArray[np.float32], foretold: list[NDArray[np.float32]]) -> NDArray[np.float32]:
+        total = np.zeros_like(mean)
+        for way, w in zip(ways(mean, foretold), weight, strict=True):
+            total += way * w.astype(np.float32)
+        return total
+
+    factors: list[Factors] = [fit_factors(x, number, seed) for number in FACTORS]
+    y = residuals(counts, expected, shape)
+    return mixed(expected, [one.foretell(y) for one in factors]), gamma_shape(some, mixed(unseen, held_out))
 
 
 def _predicted(network: Ensemble, data: Measurement, device: torch.device, *, held_out: bool) -> NDArray[np.float32]:
