@@ -1,5 +1,6 @@
 """Tools: from tissue to predicted and denoised expression."""
 
+from pixel2gene.tl._aggregate import aggregate
 from pixel2gene.tl._calibration import calibration
 from pixel2gene.tl._cross_validate import cross_validate
 from pixel2gene.tl._denoise import denoise
@@ -9,4 +10,4 @@ from pixel2gene.tl._fit import fit
 from pixel2gene.tl._predict import predict
 from pixel2gene.tl._tissue import tissue
 
-__all__ = ["calibration", "cross_validate", "denoise", "embed", "evaluate", "fit", "predict", "tissue"]
+__all__ = ["aggregate", "calibration", "cross_validate", "denoise", "embed", "evaluate", "fit", "predict", "tissue"]
