@@ -149,7 +149,7 @@ def aggregate(
     The raster is read once, a few genes at a time, so that memory holds little more than the result.
     """
     # Seen from the raster, which is where it is, also on a slide that was cropped since.
-    grid = Grid(expression.raster.shape[1:], 1.0, {})
+    grid = Grid((expression.raster.sizes["y"], expression.raster.sizes["x"]), 1.0, {})
     to_grid = affine(sdata, elements_key, expression.map_key)
     shares = overlap(get_element(sdata, elements_key, "shapes", "labels"), elements.ids, to_grid, grid.shape)
     units = table_overlap(sdata, expression.key, expression.map_key, grid)
@@ -157,8 +157,8 @@ def aggregate(
     lazy = expression.raster.data
     known = np.flatnonzero(has_units & np.isfinite(np.asarray(lazy[0].compute())).ravel())
     # Not in single precision, in which sums over a million superpixels are off by a per cent.
-    shares = shares[:, known].astype(np.float64)
-    spread = csr_array(shares @ _evenly(units[:, known]))
+    weights = csr_array(shares[:, known], dtype=np.float64)
+    spread = csr_array(weights @ _evenly(csr_array(units[:, known])))
 
     size = (len(elements.ids), len(expression.genes))
     mean, sd = np.empty(size, np.float32), np.empty(size, np.float32)
@@ -171,11 +171,11 @@ def aggregate(
             continue
         values = np.asarray(lazy[some].compute()).reshape(len(wanted), -1)[wanted][:, known]
         to = column[names[some][wanted]].to_numpy()
-        mean[:, to] = shares @ values.T.astype(np.float64)
+        mean[:, to] = weights @ values.T.astype(np.float64)
         sd[:, to] = spread @ _dense(expression.table.layers["sd"][:, position[to]])
     area = elements.areas * abs(np.linalg.det(to_grid[:2, :2]))
     with np.errstate(invalid="ignore", divide="ignore"):
-        covered = np.asarray(shares.sum(axis=1)) / area
+        covered = np.asarray(weights.sum(axis=1)) / area
     # Circles are polygons of nearly, and labels sums of exactly, their area.
     return Aggregate(mean, sd, np.nan_to_num(np.minimum(covered, 1)))
 

@@ -86,10 +86,10 @@ def aggregate(
     table = ad.AnnData(
         result.mean if kept.all() else result.mean[kept],
         obs=pd.DataFrame({"covered": result.covered[kept]}, index=elements.ids[kept].astype(str)),
-        var=expression.table.var.loc[expression.genes].copy(),
+        var=expression.table[:, expression.genes].var.copy(),
         layers={"sd": result.sd if kept.all() else result.sd[kept]},
-        obsm={"spatial": centres[kept]},
     )
+    table.obsm["spatial"] = centres[kept]
     table.uns["pixel2gene"] = record = {
         "verb": "aggregate",
         "version": __version__,
