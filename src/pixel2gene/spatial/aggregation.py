@@ -58,6 +58,12 @@ class Expression:
         known = set(self.raster.coords["c"].values)
         return [gene for gene in self.table.var_names if gene in known]
 
+    @property
+    def scores(self) -> pd.DataFrame:
+        """What is known of them, as their held-out scores."""
+        frame: pd.DataFrame = self.table[:, self.genes].var.copy()  # type: ignore[assignment]
+        return frame
+
 
 @dataclass(frozen=True)
 class Elements:
@@ -157,7 +163,7 @@ def aggregate(
     lazy = expression.raster.data
     known = np.flatnonzero(has_units & np.isfinite(np.asarray(lazy[0].compute())).ravel())
     # Not in single precision, in which sums over a million superpixels are off by a per cent.
-    weights = csr_array(shares[:, known], dtype=np.float64)
+    weights = csr_array(shares[:, known]).astype(np.float64)
     spread = csr_array(weights @ _evenly(csr_array(units[:, known])))
 
     size = (len(elements.ids), len(expression.genes))

@@ -86,7 +86,7 @@ def aggregate(
     table = ad.AnnData(
         result.mean if kept.all() else result.mean[kept],
         obs=pd.DataFrame({"covered": result.covered[kept]}, index=elements.ids[kept].astype(str)),
-        var=expression.table[:, expression.genes].var.copy(),
+        var=expression.scores,
         layers={"sd": result.sd if kept.all() else result.sd[kept]},
     )
     table.obsm["spatial"] = centres[kept]
