@@ -208,7 +208,7 @@ def _transcripts(sdata: SpatialData, key: str, image_key: str, grid: Grid) -> Un
         )
     genes = pd.Categorical(frame[feature].astype(str)[inside])
     occupied = np.bincount(where.indices, minlength=grid.size).reshape(grid.shape) > 0
-    measured = np.flatnonzero(_measured_area(occupied))
+    measured = np.flatnonzero(measured_area(occupied))
     row = np.searchsorted(measured, where.indices)
     counts = csr_array(
         (np.ones(len(row), np.float32), (row, genes.codes.astype(np.int64))),
@@ -220,7 +220,7 @@ def _transcripts(sdata: SpatialData, key: str, image_key: str, grid: Grid) -> Un
     return Units(pd.Index(genes.categories), counts, identity, measured)
 
 
-def _measured_area(occupied: NDArray[np.bool_]) -> NDArray[np.bool_]:
+def measured_area(occupied: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """Superpixels with transcripts and the gaps between them."""
     near = ndimage.distance_transform_edt(~np.pad(occupied, MEASURED_REACH)) <= MEASURED_REACH
     closed = ndimage.distance_transform_edt(near) > MEASURED_REACH
