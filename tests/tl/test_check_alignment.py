@@ -15,11 +15,11 @@ import pixel2gene as p2g
 ELEMENTS = {"visium_hd": "square_008um", "visium": "spots", "xenium": "cells"}
 
 
-def simulate(platform: str = "visium_hd", side: int = 896, **options: object) -> SpatialData:
+def simulate(platform: str = "visium_hd", side: int = 1024, **options: object) -> SpatialData:
     """Slide with a margin that is not measured, as slides have."""
     measured = np.zeros((side // 16, side // 16), bool)
     measured[6:-6, 6:-6] = True
-    return p2g.datasets.simulate(platform, size=(side, side), n_genes=8, measured=measured, **options)
+    return p2g.datasets.simulate(platform, size=(side, side), n_genes=40, measured=measured, **options)
 
 
 def check(sdata: SpatialData, table_key: str = "counts", **options: float) -> p2g.core.alignment.Alignment:

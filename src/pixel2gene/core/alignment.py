@@ -23,11 +23,9 @@ ANGLES = 41
 NEAR = 2
 # Standard deviations from 0 that are no chance.
 SIGNIFICANT = 3.0
-# Standard errors by which features must tell a region from what they tell of the others. Right alignments have 2.4 and
-# more, wrong ones 1.1 and less.
-TELLING = 2.0
-# A peak that wanders over more than this share of the shifts looked at is none.
+# Peaks of half the regions each that are further apart than this share of the largest shift are none.
 VAGUE = 0.25
+SPLITS = 20
 # Keeps the covariance of features that are constant, as on glass, invertible.
 _RIDGE = 1e-9
 
@@ -163,30 +161,24 @@ def find_alignment(regions: Sequence[RegionSums], resolution: float, bin_um: flo
     away = centres - weight @ centres / weight.sum()
     radius = float(np.linalg.norm(away, axis=1).max())
 
-    peak = _peak(_explained(*_total(regions, away, 0.0, margin)))
+    totals = np.stack([region.totals for region in regions])
+    everyone = np.ones(len(regions), bool)
+    peak = _peak(_surface(totals, _moved(regions, away, 0.0, margin), everyone))
     angle, angle_sd = _rotation(regions, away, peak + margin, min(LARGEST_ANGLE, margin / radius))
     edge = abs(angle) * radius * resolution
     turned = bool(edge > bin_um / 2 and abs(angle) > SIGNIFICANT * angle_sd)
 
-    used = angle if turned else 0.0
-    totals, moments = _total(regions, away, used, margin)
-    surface = _explained(totals, moments)
+    moments = _moved(regions, away, angle if turned else 0.0, margin)
+    surface = _surface(totals, moments, everyone)
     peak = _peak(surface)
-    without, gains = np.empty((len(regions), 2)), np.empty(len(regions))
-    for i, (region, place) in enumerate(zip(regions, away, strict=True)):
-        own = _moved(region, place, used, margin)
-        rest = _explained(totals - region.totals, moments - own)
-        without[i] = _peak(rest)
-        y, x = np.unravel_index(rest.argmax(), rest.shape)
-        gains[i] = _gain(totals - region.totals, (moments - own)[:, y, x], region.totals, own[:, y, x])
-    covariance = _jackknife(without)
+    others = ~np.eye(len(regions), dtype=bool)
+    covariance = _jackknife(np.stack([_peak(_surface(totals, moments, some)) for some in others]))
     reach = surface.shape[0] // 2
     # Counts lie off by the opposite of what takes them home.
     shift = -(peak - reach)
     sd = np.sqrt(np.diag(covariance))
     at_border = bool(np.abs(shift).max() > reach - 1)
-    told = gains.mean() > TELLING * gains.std(ddof=1) / np.sqrt(len(gains))
-    known = bool(told) and not at_border and float(sd.max()) <= VAGUE * reach
+    known = not at_border and _disagreement(totals, moments) <= VAGUE * reach
     length = float(np.linalg.norm(shift))
     # In whatever direction it is largest: from so few regions, directions are told badly.
     chance = float(np.sqrt(np.linalg.eigvalsh(covariance)[-1]))
@@ -218,32 +210,37 @@ def _scatter(positions: Floats, values: Floats, shape: tuple[int, int]) -> Float
     return image.reshape(shape)
 
 
-def _moved(region: RegionSums, away: Floats, angle: float, margin: int) -> Floats:
-    """Moments of a region by the shift of the centre, if all is turned by an angle about it."""
-    x, y = np.rint(-angle * np.array([-away[1], away[0]])).astype(int)
-    size = region.moments.shape[1] - 2 * margin
-    moved: Floats = region.moments[:, margin + y : margin + y + size, margin + x : margin + x + size]
+def _moved(regions: Sequence[RegionSums], away: Floats, angle: float, margin: int) -> Floats:
+    """Moments of each region by the shift of the centre, if all is turned by an angle about it."""
+    size = regions[0].moments.shape[1] - 2 * margin
+    corners = margin + np.rint(-angle * np.stack([-away[:, 1], away[:, 0]], axis=1)).astype(int)
+    moved: Floats = np.stack(
+        [region.moments[:, y : y + size, x : x + size] for region, (x, y) in zip(regions, corners, strict=True)]
+    )
     return moved
 
 
-def _total(regions: Sequence[RegionSums], away: Floats, angle: float, margin: int) -> tuple[Floats, Floats]:
-    totals = np.sum([region.totals for region in regions], axis=0)
-    moments = sum(_moved(region, place, angle, margin) for region, place in zip(regions, away, strict=True))
-    return totals, np.asarray(moments)
+def _surface(totals: Floats, moments: Floats, which: NDArray[np.bool_]) -> Floats:
+    """Share that the features tell of the values of some regions, at every shift."""
+    return _explained(totals[which].sum(axis=0), moments[which].sum(axis=0))
+
+
+def _disagreement(totals: Floats, moments: Floats) -> float:
+    """Median distance between the peaks of random halves of the regions."""
+    rng = np.random.default_rng(0)
+    distances = []
+    for _ in range(SPLITS):
+        half = rng.permutation(len(totals)) < len(totals) // 2
+        apart = _peak(_surface(totals, moments, half)) - _peak(_surface(totals, moments, ~half))
+        distances.append(float(np.linalg.norm(apart)))
+    return float(np.median(distances))
 
 
 def _explained(totals: Floats, moments: Floats) -> Floats:
     """Share of the variance of the values that the features tell, at every shift."""
-    _, with_values, slopes = _regression(totals, moments)
     n, total, squares = totals
-    explained: Floats = np.clip((with_values * slopes).sum(axis=-1) / (squares / n - (total / n) ** 2), 0, 1)
-    return explained
-
-
-def _regression(totals: Floats, moments: Floats) -> tuple[Floats, Floats, Floats]:
-    """Means of k features, their covariances with the values, and the slopes of least squares: each (..., k)."""
-    n, total, _ = totals
-    k = _features(len(moments))
+    # k features have k sums, k (k + 1) / 2 products and k sums with the values.
+    k = int((np.sqrt(25 + 8 * len(moments)) - 5) / 2)
     mean = moments[:k] / n
     covariance = np.empty((*moments.shape[1:], k, k))
     for place, (a, b) in enumerate(combinations_with_replacement(range(k), 2), start=k):
@@ -251,29 +248,8 @@ def _regression(totals: Floats, moments: Floats) -> tuple[Floats, Floats, Floats
     covariance += _RIDGE * np.eye(k)
     with_values = np.moveaxis(moments[-k:] / n - mean * total / n, 0, -1)
     slopes = np.linalg.solve(covariance, with_values[..., None])[..., 0]
-    return np.moveaxis(mean, 0, -1), with_values, slopes
-
-
-def _gain(totals: Floats, moments: Floats, left_out: Floats, moments_left_out: Floats) -> float:
-    """By how much the regression of the others lessens the squared error in a region, per unit, at one shift."""
-    mean, _, slopes = _regression(totals, moments)
-    n, total, _ = left_out
-    k = len(slopes)
-    level = totals[1] / totals[0]
-    # Of predictions level + slopes (feature - mean), less the level.
-    raised = moments_left_out[:k] - n * mean
-    upper = np.zeros((k, k))
-    upper[np.triu_indices(k)] = moments_left_out[k:-k]
-    products = upper + np.triu(upper, 1).T
-    first = moments_left_out[:k]
-    spread = products - np.outer(mean, first) - np.outer(first, mean) + n * np.outer(mean, mean)
-    with_values = moments_left_out[-k:] - mean * total - level * raised
-    return float((2 * slopes @ with_values - slopes @ spread @ slopes) / n)
-
-
-def _features(moments: int) -> int:
-    """Number of features: k of them have k sums, k (k + 1) / 2 products and k sums with the values."""
-    return int((np.sqrt(25 + 8 * moments) - 5) / 2)
+    explained: Floats = np.clip((with_values * slopes).sum(axis=-1) / (squares / n - (total / n) ** 2), 0, 1)
+    return explained
 
 
 def _peak(surface: Floats) -> Floats:
