@@ -7,6 +7,7 @@ from matplotlib.patches import Circle, Ellipse
 from pixel2gene.core.alignment import Alignment
 
 _MARK = "#d62728"
+_NONE = "#00a0d0"  # seen on black and on white
 
 
 def alignment(found: Alignment, *, ax: Axes | None = None) -> Axes:
@@ -31,9 +32,9 @@ def alignment(found: Alignment, *, ax: Axes | None = None) -> Axes:
     half = (found.shifts[1] - found.shifts[0]) / 2
     ends = found.shifts[0] - half, found.shifts[-1] + half
     picture = ax.imshow(found.correlation, extent=(*ends, *ends[::-1]), cmap="Greys_r")
-    ax.axhline(0, color="white", linewidth=0.5)
-    ax.axvline(0, color="white", linewidth=0.5)
-    ax.add_patch(Circle((0, 0), found.bin_um / 2, fill=False, color="white", linestyle="--"))
+    ax.axhline(0, color=_NONE, linewidth=0.5)
+    ax.axvline(0, color=_NONE, linewidth=0.5)
+    ax.add_patch(Circle((0, 0), found.bin_um / 2, fill=False, color=_NONE, linestyle="--"))
     (dx, dy), (sd_x, sd_y) = found.shift, found.sd
     ax.add_patch(Ellipse((dx, dy), 4 * sd_x, 4 * sd_y, fill=False, color=_MARK))
     ax.plot(dx, dy, "+", color=_MARK)
