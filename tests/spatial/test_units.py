@@ -199,7 +199,7 @@ def test_transcripts_are_counted_by_superpixel():
     np.testing.assert_array_equal(units.overlap.toarray(), rebuilt)
 
 
-def test_the_measured_area_has_gaps_filled_but_ends():
+def test_themeasured_area_has_gaps_filled_but_ends():
     """Transcripts in the left part only, with a hole of superpixels without any, and one far to the right."""
     y, x = np.indices((20, 25)).reshape(2, -1)
     left = (x < 10) & ~((x > 3) & (x < 7) & (y > 8) & (y < 12))

@@ -4,26 +4,19 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Any
 
 import anndata as ad
-import dask.array as da
 import geopandas as gpd
 import numpy as np
 import pandas as pd
 import shapely
-from numpy.typing import NDArray
-from PIL import Image
-from scipy import sparse
-from skimage.io import imread
 from spatialdata import SpatialData
-from spatialdata.models import Image2DModel, ShapesModel
-from spatialdata.transformations import BaseTransformation, Identity, Scale
+from spatialdata.models import ShapesModel
+from spatialdata.transformations import Identity, Scale
 
+from pixel2gene.io._files import counts_table, image_element, read_rgb, require_on_image, require_unique
 from pixel2gene.spatial.elements import table_element
 
-_CHUNKS = (3, 1024, 1024)
-_PYRAMID_FROM = 2048
 _STRETCH = 1.05
 
 logger = logging.getLogger("pixel2gene")
@@ -78,7 +71,7 @@ def legacy_st(
         raise ValueError(f"spot_um={spot_um} and pitch_um={pitch_um} given; positive lengths in µm are expected.")
     table, places = _read_counts(Path(counts)), _read_spots(Path(spots))
     mpp = pitch_um / _pitch_px(places, spots)
-    picture = _read_rgb(Path(image))
+    picture = read_rgb(Path(image))
     measured = table.obs_names.intersection(places.index)
     if measured.empty:
         raise ValueError(
@@ -94,7 +87,7 @@ def legacy_st(
         )
     table, places = table[measured].copy(), places.loc[measured]
     centres = places[["pixel_x", "pixel_y"]].to_numpy(float)
-    _require_on_image(centres, picture.shape[1:], spots, image)
+    require_on_image(centres, picture.shape[1:], Path(spots), Path(image), "pixel_x and pixel_y")
 
     table.obs = pd.DataFrame({"array_row": places["y"], "array_col": places["x"]})
     table.obsm["spatial"] = centres
@@ -102,7 +95,7 @@ def legacy_st(
     circles = gpd.GeoDataFrame({"radius": np.full(len(places), spot_um / 2 / mpp)}, geometry=shapely.points(centres))
     return SpatialData.init_from_elements(
         {
-            "he": _image_element(picture, transformations),
+            "he": image_element(picture, transformations),
             "spots": ShapesModel.parse(circles, transformations=dict(transformations)),
             "counts": table_element(table, "spots", circles.index.to_numpy()),
         }
@@ -115,21 +108,7 @@ def _read_counts(path: Path) -> ad.AnnData:
     if frame.empty:
         raise ValueError(f"{path} holds no counts; a tab-separated table of spots by genes is expected.")
     frame.index = frame.index.astype(str)
-    _require_unique(frame.index, path)
-    words = frame.columns[[not pd.api.types.is_numeric_dtype(dtype) for dtype in frame.dtypes]]
-    if len(words):
-        raise ValueError(f"{path} holds text in {len(words)} columns, such as {words[0]!r}; raw counts are expected.")
-    values = frame.to_numpy()
-    # NaN is caught as well, for it equals nothing.
-    wrong = ~((values >= 0) & (values == np.rint(values)))
-    if wrong.any():
-        spot, gene = np.argwhere(wrong)[0]
-        raise ValueError(
-            f"{path} holds {wrong.sum()} values that are negative or not whole numbers, such as {values[spot, gene]:g} "
-            f"for {frame.columns[gene]!r} in {frame.index[spot]!r}; raw counts are expected."
-        )
-    counts = sparse.csr_matrix(values.astype(np.float32))
-    return ad.AnnData(counts, obs=pd.DataFrame(index=frame.index), var=pd.DataFrame(index=frame.columns.astype(str)))
+    return counts_table(frame, path)
 
 
 def _read_spots(path: Path) -> pd.DataFrame:
@@ -151,7 +130,7 @@ def _read_spots(path: Path) -> pd.DataFrame:
         )
     numbers = numbers.astype({"x": int, "y": int})
     numbers.index = pd.Index([f"{x}x{y}" for x, y in zip(numbers["x"], numbers["y"], strict=True)])
-    _require_unique(numbers.index, path)
+    require_unique(numbers.index, path)
     return numbers
 
 
@@ -179,55 +158,3 @@ def _pitch_px(spots: pd.DataFrame, path: str | Path) -> float:
             along_y,
         )
     return float(np.sqrt(along_x * along_y))
-
-
-def _read_rgb(path: Path) -> NDArray[np.uint8]:
-    """(3, y, x)."""
-    # imread would take a missing path for the name of a plugin's resource and complain of that.
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no image {path}; give the path of a JPEG, PNG or TIFF file.")
-    # Pillow takes slides for decompression bombs, and its limit is global.
-    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-    try:
-        pixels = imread(path)
-    finally:
-        Image.MAX_IMAGE_PIXELS = limit
-    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] not in (3, 4):
-        raise ValueError(
-            f"{path} holds {pixels.dtype} pixels of shape {pixels.shape}; an RGB image with 8 bits per channel is "
-            "expected."
-        )
-    return np.moveaxis(pixels[..., :3], 2, 0)
-
-
-def _image_element(picture: NDArray[np.uint8], transformations: dict[str, BaseTransformation]) -> Any:
-    image = Image2DModel.parse(
-        da.from_array(picture, chunks=_CHUNKS),
-        dims=("c", "y", "x"),
-        c_coords=["r", "g", "b"],
-        scale_factors=[2, 2, 2] if max(picture.shape[1:]) >= _PYRAMID_FROM else None,
-        chunks=_CHUNKS,
-        transformations=dict(transformations),
-    )
-    # Else every look at a coarse level would go back to the full resolution, for seconds.
-    return image.persist()
-
-
-def _require_unique(names: pd.Index, path: Path) -> None:
-    if not names.is_unique:
-        twice = names[names.duplicated()].unique()
-        raise ValueError(
-            f"{path} names {len(twice)} spots more than once, such as {twice[0]!r}; one row per spot is expected."
-        )
-
-
-def _require_on_image(
-    centres: NDArray[np.float64], shape: tuple[int, ...], spots: str | Path, image: str | Path
-) -> None:
-    height, width = shape
-    outside = int(((centres < 0) | (centres > (width, height))).any(axis=1).sum())
-    if outside:
-        raise ValueError(
-            f"{outside} of {len(centres)} spots of {spots} lie outside {image} ({width} x {height} px): the image that "
-            "pixel_x and pixel_y refer to, at the same resolution, is expected."
-        )

@@ -139,7 +139,7 @@ def label_overlap(labels: da.Array, ids: NDArray[Any], matrix: Floats, shape: tu
     """Overlap of label masks with the superpixels of a grid, read chunk by chunk.
 
     Every label pixel is sampled at k × k points, at most 1/8 superpixel apart, so that its area inside the grid is
-    conserved.
+    conserved; once where label pixels are superpixels.
 
     Parameters
     ----------
@@ -161,7 +161,9 @@ def label_overlap(labels: da.Array, ids: NDArray[Any], matrix: Floats, shape: tu
     ValueError
         If the ids have duplicates.
     """
-    k = max(1, int(np.ceil(_SAMPLES * np.linalg.norm(matrix[:2, :2], axis=0).max() - 1e-9)))
+    apart = np.linalg.norm(matrix[:2, :2], axis=0).max()
+    pixels_are_superpixels = np.allclose(matrix, np.rint(matrix)) and np.isclose(apart, 1)
+    k = 1 if pixels_are_superpixels else max(1, int(np.ceil(_SAMPLES * apart - 1e-9)))
     weight = abs(np.linalg.det(matrix[:2, :2])) / k**2
     known, order = np.unique(ids, return_index=True)
     if len(known) < len(ids):

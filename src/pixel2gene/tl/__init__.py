@@ -1,6 +1,8 @@
 """Tools: from tissue to predicted and denoised expression."""
 
+from pixel2gene.tl._aggregate import aggregate
 from pixel2gene.tl._calibration import calibration
+from pixel2gene.tl._check_alignment import check_alignment
 from pixel2gene.tl._cross_validate import cross_validate
 from pixel2gene.tl._denoise import denoise
 from pixel2gene.tl._embed import embed
@@ -9,4 +11,15 @@ from pixel2gene.tl._fit import fit
 from pixel2gene.tl._predict import predict
 from pixel2gene.tl._tissue import tissue
 
-__all__ = ["calibration", "cross_validate", "denoise", "embed", "evaluate", "fit", "predict", "tissue"]
+__all__ = [
+    "aggregate",
+    "calibration",
+    "check_alignment",
+    "cross_validate",
+    "denoise",
+    "embed",
+    "evaluate",
+    "fit",
+    "predict",
+    "tissue",
+]
