@@ -13,6 +13,7 @@ from sklearn.metrics import mean_poisson_deviance
 
 from pixel2gene.core import regression as module
 from pixel2gene.core.ensemble import Architecture, Ensemble
+from pixel2gene.core.gene_parts import split
 from pixel2gene.core.regression import (
     History,
     Measurement,
@@ -270,7 +271,9 @@ def test_the_gradient_of_a_member_is_that_of_the_units_that_it_sees(world):
     before = [parameter.detach().clone() for parameter in network.parameters()]
     seen = torch.from_numpy(data.seen(units, FOLDS)).float()
     optimiser = torch.optim.SGD(network.parameters(), lr=1.0)
-    module._step(network, copy.deepcopy(network), optimiser, batch, seen, shrunk, RECIPE, [])
+    (part,) = split(network, copy.deepcopy(network), [np.arange(5)])
+    (turn,) = module._turns(data, RECIPE, None, [part])
+    module._step(replace(turn, weight=shrunk, shrinkage=0.0), optimiser, batch, seen)
     for i, (parameter, old) in enumerate(zip(network.parameters(), before, strict=True)):
         for member in range(FOLDS):
             torch.testing.assert_close(
@@ -338,12 +341,14 @@ def test_held_out_units_are_predicted_by_their_own_member(world):
     np.testing.assert_allclose(found, reference.mean(axis=0), rtol=1e-4)
 
 
-def test_pieces_do_not_show(world, monkeypatch):
+@pytest.mark.parametrize(("bound", "most"), [("SCORING_SUPERPIXELS", 100), ("SCORING_RATES", 1500)])
+def test_pieces_do_not_show(world, bound, most, monkeypatch):
     data, _ = world
     network = random_network(genes=5)
     whole = list(predict_units(network, data, CPU, held_out=False))
     rates = predict_rates(network, data.features, np.array([3, 1]), CPU)
-    monkeypatch.setattr(module, "SCORING_SUPERPIXELS", 100)
+    # Either bound: so many superpixels, or so many rates of 3 members and 5 genes.
+    monkeypatch.setattr(module, bound, most)
     parts = list(predict_units(network, data, CPU, held_out=False))
     assert len(whole) == 1 and len(parts) > 15
     np.testing.assert_array_equal(np.concatenate([units for units, _ in parts]), np.arange(600))
