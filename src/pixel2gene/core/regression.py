@@ -85,7 +85,7 @@ class Recipe:
     warmup: int = 20
     batch: int = 512
     superpixels_per_unit: int = 12
-    shrinkage: float = 0.0
+    shrinkage: float = 10.0
     gene_power: float = 0.5
     averaging: float = 0.98
     check_steps: tuple[int, int] = (10, 50)
