@@ -281,6 +281,29 @@ def test_the_gradient_of_a_member_is_that_of_the_units_that_it_sees(world):
             )
 
 
+def test_output_weights_have_a_normal_prior(world):
+    """The loss of all units is the negative log-likelihood minus the log of the prior, each gene by its weight."""
+    data, _ = world
+    units = np.arange(len(data.fold))
+    network, weight = random_network(genes=5), 1e-3 * gene_weights(data, 0.5)
+    batch = make_batch(data, units, CPU, data.overlap)
+    seen = torch.from_numpy(data.seen(units, FOLDS)).float()
+    (part,) = split(network, copy.deepcopy(network), [np.arange(5)])
+    gradient = []
+    for precision in (0.0, 7.0):
+        (turn,) = module._turns(data, replace(RECIPE, shrinkage=precision), None, [part])
+        optimiser = torch.optim.SGD(network.parameters(), lr=0.0)
+        module._step(replace(turn, weight=weight), optimiser, batch, seen)
+        gradient.append([parameter.grad.clone() for parameter in network.parameters()])
+    output = network.weights[-1].detach().clone().requires_grad_()
+    torch.distributions.Normal(0, 7**-0.5).log_prob(output).mul(weight).sum().neg().backward()
+    last = len(network.weights) - 1
+    for i, (without, prior) in enumerate(zip(*gradient, strict=True)):
+        torch.testing.assert_close(
+            prior - without, output.grad / len(units) if i == last else 0 * prior, atol=1e-8, rtol=1e-2
+        )
+
+
 def test_seen_is_outside_the_fold_and_not_apart(world):
     data = apart_from(world[0])
     data = replace(data, fold=np.where(np.arange(600) % 10 == 0, -1, data.fold).astype(np.int8))

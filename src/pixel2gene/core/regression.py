@@ -75,7 +75,7 @@ class Recipe:
         the number of units, so that a small slide stays near and a large one goes its own way.
     """
 
-    folds: int = 10
+    folds: int = 6
     library_size: bool = False
     hidden: tuple[int, ...] = (256, 256, 16)
     dropout: float = 0.4
