@@ -72,7 +72,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "two layers": {"hidden": (256, 16)},
     "two layers, last of 64": {"hidden": (256, 64)},
     "four layers": {"hidden": (256, 256, 256, 16)},
-    "5 folds": {"folds": 5},
+    "10 folds": {"folds": 10},
     "dropout 0.2": {"dropout": 0.2, "input_dropout": 0.2},
 }
 

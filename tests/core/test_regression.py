@@ -13,6 +13,7 @@ from sklearn.metrics import mean_poisson_deviance
 
 from pixel2gene.core import regression as module
 from pixel2gene.core.ensemble import Architecture, Ensemble
+from pixel2gene.core.gene_parts import split
 from pixel2gene.core.regression import (
     History,
     Measurement,
@@ -270,12 +271,37 @@ def test_the_gradient_of_a_member_is_that_of_the_units_that_it_sees(world):
     before = [parameter.detach().clone() for parameter in network.parameters()]
     seen = torch.from_numpy(data.seen(units, FOLDS)).float()
     optimiser = torch.optim.SGD(network.parameters(), lr=1.0)
-    module._step(network, copy.deepcopy(network), optimiser, batch, seen, shrunk, RECIPE, [])
+    (part,) = split(network, copy.deepcopy(network), [np.arange(5)])
+    (turn,) = module._turns(data, RECIPE, None, [part])
+    module._step(replace(turn, weight=shrunk, shrinkage=0.0), optimiser, batch, seen)
     for i, (parameter, old) in enumerate(zip(network.parameters(), before, strict=True)):
         for member in range(FOLDS):
             torch.testing.assert_close(
                 old[member] - parameter.detach()[member], 1e-3 * gradients[member][i], rtol=1e-3, atol=1e-6
             )
+
+
+def test_output_weights_have_a_normal_prior(world):
+    """The loss of all units is the negative log-likelihood minus the log of the prior, each gene by its weight."""
+    data, _ = world
+    units = np.arange(len(data.fold))
+    network, weight = random_network(genes=5), 1e-3 * gene_weights(data, 0.5)
+    batch = make_batch(data, units, CPU, data.overlap)
+    seen = torch.from_numpy(data.seen(units, FOLDS)).float()
+    (part,) = split(network, copy.deepcopy(network), [np.arange(5)])
+    gradient = []
+    for precision in (0.0, 7.0):
+        (turn,) = module._turns(data, replace(RECIPE, shrinkage=precision), None, [part])
+        optimiser = torch.optim.SGD(network.parameters(), lr=0.0)
+        module._step(replace(turn, weight=weight), optimiser, batch, seen)
+        gradient.append([parameter.grad.clone() for parameter in network.parameters()])
+    output = network.weights[-1].detach().clone().requires_grad_()
+    torch.distributions.Normal(0, 7**-0.5).log_prob(output).mul(weight).sum().neg().backward()
+    last = len(network.weights) - 1
+    for i, (without, prior) in enumerate(zip(*gradient, strict=True)):
+        torch.testing.assert_close(
+            prior - without, output.grad / len(units) if i == last else 0 * prior, atol=1e-8, rtol=1e-2
+        )
 
 
 def test_seen_is_outside_the_fold_and_not_apart(world):
@@ -338,12 +364,14 @@ def test_held_out_units_are_predicted_by_their_own_member(world):
     np.testing.assert_allclose(found, reference.mean(axis=0), rtol=1e-4)
 
 
-def test_pieces_do_not_show(world, monkeypatch):
+@pytest.mark.parametrize(("bound", "most"), [("SCORING_SUPERPIXELS", 100), ("SCORING_RATES", 1500)])
+def test_pieces_do_not_show(world, bound, most, monkeypatch):
     data, _ = world
     network = random_network(genes=5)
     whole = list(predict_units(network, data, CPU, held_out=False))
     rates = predict_rates(network, data.features, np.array([3, 1]), CPU)
-    monkeypatch.setattr(module, "SCORING_SUPERPIXELS", 100)
+    # Either bound: so many superpixels, or so many rates of 3 members and 5 genes.
+    monkeypatch.setattr(module, bound, most)
     parts = list(predict_units(network, data, CPU, held_out=False))
     assert len(whole) == 1 and len(parts) > 15
     np.testing.assert_array_equal(np.concatenate([units for units, _ in parts]), np.arange(600))

@@ -6,6 +6,7 @@ import copy
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,9 +16,13 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from pixel2gene.core.ensemble import Architecture, Ensemble
+from pixel2gene.core.gene_parts import GenePart, deal_genes, gather, hidden_layers, output_layer, split
 
-# Superpixels per forward pass where nothing is trained.
+# Superpixels per forward pass where nothing is trained, and (members, superpixels, genes) rates at once.
 SCORING_SUPERPIXELS = 16_384
+SCORING_RATES = 2**25
+# A parameter, where each step pulls it to, and how far.
+Pull = tuple[Tensor, Tensor, Tensor]
 CHECK_SUPERPIXELS = 32
 EMPTY_GENE_COUNTS = 0.5
 # A gene of fewer counts than this has, at first, the level that the reference and the depth of the data say.
@@ -47,6 +52,8 @@ class Recipe:
     superpixels_per_unit
         Of larger units (spots) this many superpixels are drawn anew at each step; of units that share superpixels,
         as many times more as these have units.
+    shrinkage
+        Precision of a normal prior of the output weights around 0: what few counts say of a gene counts for less.
     gene_power
         Genes are weighted by their mean count to the power of minus this in the loss: with 0, abundant genes decide
         what is learnt, with 1, the noise of rare ones does. Training stops by the deviance with a power of 1.
@@ -60,6 +67,8 @@ class Recipe:
         Looks without a new best after which training stops.
     max_checks
         Looks after which it stops anyway.
+    genes_per_step
+        Of more genes, each step takes one part of at most so many, and the held-out deviance is that of one part.
     reference_learning_rate
         In place of `learning_rate` where training starts from a reference.
     reference_pull
@@ -67,7 +76,7 @@ class Recipe:
         the number of units, so that a small slide stays near and a large one goes its own way.
     """
 
-    folds: int = 10
+    folds: int = 6
     library_size: bool = False
     hidden: tuple[int, ...] = (256, 256, 16)
     dropout: float = 0.4
@@ -77,12 +86,14 @@ class Recipe:
     warmup: int = 20
     batch: int = 512
     superpixels_per_unit: int = 12
+    shrinkage: float = 10.0
     gene_power: float = 0.5
     averaging: float = 0.98
     check_steps: tuple[int, int] = (10, 50)
     check_units: int = 20_000
     patience: int = 5
     max_checks: int = 200
+    genes_per_step: int = 1_000
     reference_learning_rate: float = 1e-3
     reference_pull: float = 3e3
 
@@ -164,6 +175,11 @@ class Measurement:
         sums: NDArray[np.float64] = np.bincount(self.slide, values, len(self.panels)) @ self.panels
         return sums
 
+    def of_genes(self, genes: NDArray[np.integer]) -> Measurement:
+        """Only some of the genes."""
+        panels = None if self.panels is None else self.panels[:, genes]
+        return replace(self, counts=csr_array(self.counts[:, genes]), panels=panels)
+
     def rows(self, units: NDArray[np.integer]) -> Measurement:
         """Only some of the units."""
         return replace(
@@ -208,6 +224,34 @@ class Batch:
     counts: Tensor
     depth: Tensor
     measured: Tensor | None
+
+
+@dataclass(frozen=True)
+class _Turn:
+    """What a part of the genes brings to its steps.
+
+    Attributes
+    ----------
+    part
+        The genes and their network.
+    data
+        Counts of these genes.
+    weight
+        (genes,) of the loss.
+    shrinkage
+        Precision of the prior of an output weight, per unit.
+    averaging
+        Decays of the moving averages of hidden layers and of outputs.
+    pulls
+        Of a reference.
+    """
+
+    part: GenePart
+    data: Measurement
+    weight: Tensor
+    shrinkage: float
+    averaging: tuple[float, float]
+    pulls: list[Pull]
 
 
 @dataclass(frozen=True)
@@ -258,39 +302,44 @@ def fit_ensemble(
         Called with the averaged weights at each look.
     """
     rng = np.random.default_rng(seed)
-    weight, even = gene_weights(data, recipe.gene_power).to(device), gene_weights(data, 1).to(device)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         network = _initial(data, recipe).to(device)
         if reference is not None:
             _start_from(network, reference, data)
         average = copy.deepcopy(network).eval()
-        optimiser = _optimiser(network, recipe, reference)
-        pulls = [] if reference is None else _pulls(network, recipe, reference, len(data.fold))
+        dealt = deal_genes(np.asarray(data.counts.sum(axis=0)).ravel(), recipe.genes_per_step, rng)
+        parts = split(network, average, dealt)
+        turns = _turns(data, recipe, reference, parts)
+        optimiser = _optimiser(parts, recipe, reference)
         warmup = torch.optim.lr_scheduler.LinearLR(optimiser, 1 / recipe.warmup, 1, recipe.warmup)
         history, best = History(), copy.deepcopy(average)
         patches, load = _patches(data, recipe)
         batches = _batches(patches, load, recipe.batch, rng)
-        every = int(np.clip(load.sum() // recipe.batch, *recipe.check_steps))
+        # Between two looks, every part has its turn.
+        every = max(int(np.clip(load.sum() // recipe.batch, *recipe.check_steps)), len(parts))
+        looked_at = _some_units(turns[0].data, recipe, rng)
+        even = gene_weights(turns[0].data, 1).to(device)
+        order = itertools.chain.from_iterable(rng.permutation(len(parts)) for _ in itertools.count())
         keep = round(recipe.superpixels_per_unit * data.units_per_superpixel)
-        looked_at = _some_units(data, recipe, rng)
         with tqdm(total=recipe.max_checks, desc="fit", disable=not progress, leave=False) as bar:
             first = [0] if reference is not None else []
             for more in itertools.islice(itertools.chain(first, itertools.repeat(every)), recipe.max_checks):
                 for units in itertools.islice(batches, more):
+                    turn = turns[next(order)]
                     overlap = thin_rows(data.overlap[units], keep, rng)
-                    batch = make_batch(data, units, device, overlap)
+                    batch = make_batch(turn.data, units, device, overlap)
                     seen = torch.from_numpy(data.seen(units, recipe.folds)).to(batch.depth)
-                    _step(network, average, optimiser, batch, seen, weight, recipe, pulls)
+                    _step(turn, optimiser, batch, seen)
                     warmup.step()
                 history.step.append(sum(history.step[-1:]) + more)
-                history.deviance.append(held_out_deviance(average, looked_at, even, device))
+                history.deviance.append(held_out_deviance(parts[0].average, looked_at, even, device))
                 bar.set_postfix(held_out_deviance=f"{history.deviance[-1]:.4f}")
                 bar.update()
                 if on_look is not None:
-                    on_look(average)
+                    on_look(gather(average, parts))
                 if history.best == len(history.step) - 1:
-                    best.load_state_dict(average.state_dict())
+                    best.load_state_dict(gather(average, parts).state_dict())
                 elif len(history.step) - 1 - history.best >= recipe.patience:
                     break
     return best, history
@@ -337,12 +386,15 @@ def predict_units(
     Positions of units, and their (units, genes) expected counts.
     """
     folds = np.unique(data.fold) if held_out else [-1]
+    outputs = network.architecture.genes
+    uncounted = replace(data, counts=csr_array((len(data.fold), 0), dtype=np.float32), slide=None, panels=None)
     for fold in folds:
         members = slice(fold, fold + 1) if fold >= 0 else slice(None)
         chosen = np.flatnonzero(data.fold == fold) if held_out else np.arange(len(data.fold))
-        for units in _pieces(data.overlap, chosen):
+        rates = (1 if fold >= 0 else network.architecture.members) * (outputs if genes is None else len(genes))
+        for units in _pieces(data.overlap, chosen, rates):
             with torch.inference_mode():
-                batch = make_batch(data, units, device, data.overlap[units])
+                batch = make_batch(uncounted, units, device, data.overlap[units])
                 mean = expected(network, batch, members, genes).mean(dim=0)
             yield units, mean.cpu().numpy()
 
@@ -358,8 +410,9 @@ def predict_rates(
     sd = np.empty_like(mean)
     chosen = torch.from_numpy(genes).to(device)
     with torch.inference_mode():
-        for start in range(0, len(features), SCORING_SUPERPIXELS):
-            rows = slice(start, start + SCORING_SUPERPIXELS)
+        size = _bounded(network.architecture.members * len(genes))
+        for start in range(0, len(features), size):
+            rows = slice(start, start + size)
             rate = network.rates(torch.from_numpy(features[rows]).to(device), genes=chosen)
             mean[rows] = rate.mean(dim=0).cpu().numpy()
             sd[rows] = rate.std(dim=0, correction=0).cpu().numpy()
@@ -463,35 +516,60 @@ def _log_levels(network: Ensemble, data: Measurement, genes: NDArray[np.intp]) -
     device = network.feature_mean.device
     chosen = torch.from_numpy(genes).to(device)
     counted, mean = torch.zeros((2, members, len(genes)), device=device)
-    for units in _pieces(data.overlap, np.arange(len(data.fold))):
+    data = data.of_genes(genes)
+    for units in _pieces(data.overlap, np.arange(len(data.fold)), members * len(genes)):
         batch = make_batch(data, units, device, data.overlap[units])
-        measured = None if batch.measured is None else batch.measured[:, chosen]
         seen = torch.from_numpy(data.seen(units, members)).to(mean)
-        counted += seen @ batch.counts[:, chosen]
-        each = _where_measured(expected(network, batch, genes=chosen), measured)
+        counted += seen @ batch.counts
+        each = _where_measured(expected(network, batch, genes=chosen), batch.measured)
         mean += (each * seen[..., None]).sum(dim=1)
     depth = (counted.sum(dim=1, keepdim=True) + EMPTY_GENE_COUNTS) / mean.sum(dim=1, keepdim=True)
     levels: Tensor = depth * (counted + LEVEL_COUNTS) / (depth * mean + LEVEL_COUNTS)
     return levels.log()
 
 
-def _optimiser(network: Ensemble, recipe: Recipe, reference: Reference | None) -> torch.optim.Optimizer:
+def _turns(data: Measurement, recipe: Recipe, reference: Reference | None, parts: list[GenePart]) -> list[_Turn]:
+    weight = gene_weights(data, recipe.gene_power).to(parts[0].network.feature_mean.device)
+    units, number = len(data.fold), len(parts)
+    keep = recipe.averaging ** (number**-0.5)
+    return [
+        _Turn(
+            part,
+            data if number == 1 else data.of_genes(part.genes),
+            # So that the gradient of the hidden layers is, on average over the parts, that of all genes.
+            weight[part.genes] * number,
+            recipe.shrinkage / units if reference is None else 0.0,
+            (keep, keep**number),
+            [] if reference is None else _pulls(part, recipe, reference, units, number),
+        )
+        for part in parts
+    ]
+
+
+def _optimiser(parts: list[GenePart], recipe: Recipe, reference: Reference | None) -> torch.optim.Optimizer:
+    """Outputs, which wait for their turn, then go as far as the hidden layers did since the last one."""
+    rate, decay = recipe.learning_rate, recipe.weight_decay
     if reference is not None:
-        return torch.optim.AdamW(network.parameters(), lr=recipe.reference_learning_rate, weight_decay=0)
-    return torch.optim.AdamW(network.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
+        rate, decay = recipe.reference_learning_rate, 0.0
+    outputs = [layer for part in parts for layer in output_layer(part.network)]
+    groups: list[dict[str, Any]] = [
+        {"params": hidden_layers(parts[0].network)},
+        {"params": outputs, "lr": rate * len(parts)},
+    ]
+    # What has no gradient keeps its moments, and does not decay.
+    return torch.optim.AdamW(groups, lr=rate, weight_decay=decay)
 
 
-def _pulls(network: Ensemble, recipe: Recipe, reference: Reference, units: int) -> list[tuple[Tensor, Tensor, Tensor]]:
+def _pulls(part: GenePart, recipe: Recipe, reference: Reference, units: int, parts: int) -> list[Pull]:
     """Parameters, where each step pulls them to, and how far.
 
     The levels of the genes are free, and so are genes that the reference lacks.
     """
     far = min(recipe.reference_learning_rate * recipe.reference_pull / units, 1.0)
-    known = torch.from_numpy(reference.genes >= 0).to(network.feature_mean)
-    hidden = [*network.weights[:-1], *network.biases[:-1]]
-    return [(parameter, parameter.detach().clone(), known.new_tensor(far)) for parameter in hidden] + [
-        (network.weights[-1], network.weights[-1].detach().clone(), far * known)
-    ]
+    known = torch.from_numpy(reference.genes[part.genes] >= 0).to(part.network.feature_mean)
+    outputs = part.network.weights[-1]
+    shared = [(layer, layer.detach().clone(), known.new_tensor(far)) for layer in hidden_layers(part.network)]
+    return [*shared, (outputs, outputs.detach().clone(), (1 - (1 - far) ** parts) * known)]
 
 
 def _patches(data: Measurement, recipe: Recipe) -> tuple[list[NDArray[np.intp]], NDArray[np.intp]]:
@@ -521,28 +599,22 @@ def _some_units(data: Measurement, recipe: Recipe, rng: np.random.Generator) -> 
     return replace(some, overlap=thin_rows(some.overlap, round(CHECK_SUPERPIXELS * data.units_per_superpixel), rng))
 
 
-def _step(
-    network: Ensemble,
-    average: Ensemble,
-    optimiser: torch.optim.Optimizer,
-    batch: Batch,
-    seen: Tensor,
-    weight: Tensor,
-    recipe: Recipe,
-    pulls: list[tuple[Tensor, Tensor, Tensor]],
-) -> None:
+def _step(turn: _Turn, optimiser: torch.optim.Optimizer, batch: Batch, seen: Tensor) -> None:
+    network, average = turn.part.network, turn.part.average
     network.train()
-    loss = negative_log_likelihood(expected(network, batch), batch, weight)
+    loss = negative_log_likelihood(expected(network, batch), batch, turn.weight)
+    prior = turn.shrinkage / 2 * (turn.weight * network.weights[-1].square()).sum()
     optimiser.zero_grad(set_to_none=True)
     # Members share no weights, so that each has the gradient of its own mean.
-    ((loss * seen).sum(dim=1) / seen.sum(dim=1).clamp_min(1)).sum().backward()
+    (prior + ((loss * seen).sum(dim=1) / seen.sum(dim=1).clamp_min(1)).sum()).backward()
     _clip_gradients(network)
     optimiser.step()
     with torch.no_grad():
-        for parameter, origin, far in pulls:
+        for parameter, origin, far in turn.pulls:
             parameter.lerp_(origin, far)
-        for slow, fast in zip(average.parameters(), network.parameters(), strict=True):
-            slow.lerp_(fast, 1 - recipe.averaging)
+        for layers, keep in zip((hidden_layers, output_layer), turn.averaging, strict=True):
+            for slow, fast in zip(layers(average), layers(network), strict=True):
+                slow.lerp_(fast, 1 - keep)
 
 
 def _where_measured(values: Tensor, measured: Tensor | None) -> Tensor:
@@ -561,9 +633,14 @@ def _clip_gradients(network: Ensemble) -> None:
         gradient.mul_((1 / norm.clamp_min(1))[:, None, None])
 
 
-def _pieces(overlap: csr_array, units: NDArray[np.intp]) -> Iterator[NDArray[np.intp]]:
-    """Split units so that each piece needs a bounded number of superpixels."""
+def _pieces(overlap: csr_array, units: NDArray[np.intp], rates: int) -> Iterator[NDArray[np.intp]]:
+    """Split units so that each piece needs a bounded number of superpixels, each of which has so many rates."""
     if len(units) == 0:
         return
-    load = np.cumsum(np.diff(overlap.indptr)[units]) // SCORING_SUPERPIXELS
+    load = np.cumsum(np.diff(overlap.indptr)[units]) // _bounded(rates)
     yield from np.split(units, np.flatnonzero(np.diff(load)) + 1)
+
+
+def _bounded(rates: int) -> int:
+    """Superpixels at once, each of which has so many rates."""
+    return max(min(SCORING_SUPERPIXELS, SCORING_RATES // max(rates, 1)), 1)

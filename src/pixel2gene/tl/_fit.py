@@ -64,7 +64,7 @@ def fit(
     recipe
         ``"default"`` or ``"paper"``; or a `Recipe` or `PaperRecipe` of your own.
     folds
-        Number of folds, that of the recipe by default: 5, or 10 with ``"paper"``.
+        Number of folds, that of the recipe by default: 6, or 10 with ``"paper"``.
     library_size
         Take each unit's total as given, and learn the composition: for spots whose totals differ for technical
         reasons. By default the total is learnt, too: it follows the number of cells. Not with ``"paper"``.
