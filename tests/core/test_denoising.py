@@ -338,3 +338,28 @@ def test_gaps_far_from_any_unit_have_what_histology_expects(denoise, far):
     gaps = Gaps(CENTRES[:5] + far, histology[:5].astype(np.float32))
     ratio = denoise(counts, histology, gaps=gaps).gaps / histology[:5]
     np.testing.assert_allclose(ratio, 1 if far else 3, rtol=1e-4 if far else 0.25)
+
+
+def test_other_genes_of_a_unit_foretell_a_gene(denoise, monkeypatch):
+    """Units differ in a factor of all genes and in one of half of them, and counts are few."""
+    rng = np.random.default_rng(11)
+    histology = 3 * field(rng, 3, 0.4, 24)
+    common, kind = rng.gamma(6, 1 / 6, (UNITS, 1)), rng.gamma(2, 1 / 2, (UNITS, 1))
+    truth = histology * common * np.where(np.arange(24) % 2 == 0, kind, 1)
+    counts = rng.poisson(truth)
+    result = denoise(counts, histology)
+    monkeypatch.setattr(module, "LEAST_UNITS", len(counts) + 1)
+    alone = denoise(counts, histology)
+    assert error(result.mean, truth).mean() < 0.85 * error(alone.mean, truth).mean()
+    assert (result.own > alone.own).all() and (result.shape > alone.shape).all()
+    np.testing.assert_array_equal(result.expected, alone.expected)
+
+
+def test_genes_that_share_nothing_are_left_alone(denoise, monkeypatch):
+    rng = np.random.default_rng(12)
+    histology = 3 * field(rng, 3, 0.4, 24)
+    truth = histology * rng.gamma(2, 1 / 2, histology.shape)
+    counts = rng.poisson(truth)
+    result = denoise(counts, histology)
+    monkeypatch.setattr(module, "LEAST_UNITS", len(counts) + 1)
+    np.testing.assert_allclose(error(result.mean, truth), error(denoise(counts, histology).mean, truth), rtol=0.01)
