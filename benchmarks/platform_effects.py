@@ -141,7 +141,7 @@ def undone(settings: dict[str, Any], planted: dict[str, float], seed: int) -> li
             if not known:
                 for module in (fitting, modelled):
                     patches.enter_context(patch.object(module, "with_effects", lambda units, measured, *_: measured))
-                    patches.enter_context(patch.object(module, "seeks_capture", lambda recipe: False))
+                    patches.enter_context(patch.object(module, "seeks_capture", lambda *_: False))
             model = p2g.tl.fit(sdata, "counts", image_key="he", progress=False)
             p2g.tl.predict(sdata, model, overwrite=True, progress=False)
             p2g.tl.denoise(sdata, model, overwrite=True, progress=False)

@@ -110,8 +110,10 @@ def test_capture_needs_genes_to_tell_it_from(embedded):
     measured = seen(bins(rates()), embedded)
     data = measured.measurement(np.zeros(len(measured.rows), np.int8), 1.0, Recipe())
     assert find_capture(None, data, measured.centres, torch.device("cpu")) is None
-    assert seeks_capture(Recipe())
-    assert not seeks_capture(Recipe(library_size=True)) and not seeks_capture(PaperRecipe())
+    assert not seeks_capture(Recipe(), measured)
+    tiled = replace(measured, gapless=True)
+    assert seeks_capture(Recipe(), tiled)
+    assert not seeks_capture(Recipe(library_size=True), tiled) and not seeks_capture(PaperRecipe(), tiled)
 
 
 @pytest.mark.parametrize("kind", ["bins", "hexagonal", "no columns", "no numbers"])

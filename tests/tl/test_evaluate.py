@@ -24,7 +24,7 @@ def test_scores_of_the_fit_are_repeated(scores: pd.DataFrame, fitted_once: p2g.M
 
 def test_what_was_held_out_is_told(scores: pd.DataFrame, fitted_once: p2g.Model, embedded_once: SpatialData) -> None:
     told = scores.attrs["pixel2gene"]
-    assert told["held_out"] == "regions, 10 in all"
+    assert told["held_out"] == "regions, 6 in all"
     assert 0 < told["units"] <= embedded_once["counts"].n_obs
     assert told["genes"] == "chosen on the training data at fit"
     groups = ", ".join(told["scale"]).split(", ")

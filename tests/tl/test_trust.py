@@ -57,8 +57,8 @@ def test_measured_tissue_is_familiar(embedded: SpatialData, model: p2g.Model) ->
     p2g.tl.predict(embedded, model, progress=False)
     table = embedded["predicted"]
     measured = table.obsm["spatial"][:, 0] < embedded["counts"].obsm["spatial"][:, 0].max()
-    # A little more so than what is held out.
-    assert 0.5 < table.obs["trust"][measured].mean() < 0.9
+    # More so than what is held out in large regions, of which this small slide has six.
+    assert 0.5 < table.obs["trust"][measured].mean() < 0.95
     assert table.obs["trust"][~measured].mean() > 0.1
 
 

@@ -47,9 +47,9 @@ class Denoised:
     gaps
         (places, genes) what histology and neighbours expect where nothing was measured.
     histology, neighbours, own
-        (genes,) weights of the three in `mean`, averaged over the units.
+        (genes,) weights of the three in `mean`, averaged over the units; own counts are those of all genes.
     shape
-        (genes,) of the gamma distribution of a unit around what is expected of it.
+        (genes,) of the gamma distribution of a unit around what is expected of it, its other genes given.
     """
 
     mean: NDArray[np.float32]

@@ -54,6 +54,8 @@ class Measured:
         (used,) share of them that it catches, relative to a mean of 1.
     platform
         What of the two was found in the counts.
+    gapless
+        Whether the units tile the measured area, as bins and superpixels do, and spots and cells do not.
     """
 
     rows: NDArray[np.intp]
@@ -67,6 +69,7 @@ class Measured:
     collects: csr_array
     efficiency: NDArray[np.float64]
     platform: Platform = NO_EFFECTS
+    gapless: bool = False
 
     @property
     def area(self) -> NDArray[np.float64]:
@@ -130,6 +133,7 @@ def measure(embedded: Embedded, units: Units, genes: NDArray[np.intp], key: str)
         scale,
         collects=overlap,
         efficiency=np.ones(len(rows)),
+        gapless=units.array is not None or units.superpixels is not None,
     )
 
 

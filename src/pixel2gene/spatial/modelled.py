@@ -76,7 +76,7 @@ def slide_measurement(
     if slide is None:
         expected = sum(float(mean.sum()) for _, mean in predict_units(model.network, data, device, held_out=True))
         data = replace(data, depth=(data.depth * (data.counts.sum() / expected)).astype(np.float32))
-    if not seeks_capture(model.recipe) or (slide is not None and slide.platform.capture == 0):
+    if not seeks_capture(model.recipe, measured) or (slide is not None and slide.platform.capture == 0):
         return data, measured
     return with_capture(data, measured, find_capture(model.network, data, measured.centres, device))
 

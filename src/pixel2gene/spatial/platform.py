@@ -40,7 +40,7 @@ def find_stripes(units: Units, measured: Measured) -> Stripes | None:
 
 def find_diffusion(units: Units, measured: Measured, grid: Grid) -> float:
     """Standard deviation of the drift in µm; 0 where none is clear, and for spots and cells, which do not show it."""
-    if units.array is None and units.superpixels is None:
+    if not measured.gapless:
         return 0.0
     tissue = np.zeros(grid.size, bool)
     tissue[measured.superpixels] = True
@@ -71,9 +71,13 @@ def with_effects(units: Units, measured: Measured, grid: Grid, known: Platform |
     return replace(measured, platform=platform)
 
 
-def seeks_capture(recipe: Recipe | PaperRecipe) -> bool:
-    """Whether capture is looked for: the published recipe knows none, and the totals of units tell it themselves."""
-    return isinstance(recipe, Recipe) and not recipe.library_size
+def seeks_capture(recipe: Recipe | PaperRecipe, measured: Measured) -> bool:
+    """Whether capture is looked for.
+
+    The published recipe knows none; the totals of units tell it themselves; and some hundred spots or cells of several
+    kinds have too much in common that no H&E shows.
+    """
+    return isinstance(recipe, Recipe) and not recipe.library_size and measured.gapless
 
 
 def find_capture(

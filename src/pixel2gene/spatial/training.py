@@ -94,12 +94,12 @@ def train(
         return fit_ensemble(data, chosen, chosen_device, seed, progress, start)
 
     network, history = fitted()
-    if seeks_capture(chosen):
-        for i, (name, m) in enumerate(measured.items()):
+    for i, (name, m) in enumerate(measured.items()):
+        if seeks_capture(chosen, m):
             found = find_capture(network, parts[i], m.centres, chosen_device)
             parts[i], measured[name] = with_capture(parts[i], m, found)
-        if any(m.platform.capture > 0 for m in measured.values()):
-            network, history = fitted()
+    if any(m.platform.capture > 0 for m in measured.values()):
+        network, history = fitted()
     data = _joined(parts, panels)
     scores = held_out_scores(network, data, names, chosen_device).join(
         held_out_uncertainty(network, data, names, chosen_device, seed)

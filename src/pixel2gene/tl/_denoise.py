@@ -47,7 +47,8 @@ def denoise(
     """Denoise what was measured: weigh each count against what the H&E and the neighbours let expect there.
 
     The H&E's expectation is the mean over all members. Neighbours correct it by what was counted around over what it
-    expected there; the rate of a unit is gamma distributed around that. How far each source is trusted is learnt per
+    expected there, and the other genes of a unit by what they have in common with it; the rate of a unit is gamma
+    distributed around that. How far each source is trusted is learnt per
     gene, on units that neither the members nor the neighbours that predict them have seen, and genes of few counts
     lean on the others (see "Denoising" in the documentation of the method).
 
