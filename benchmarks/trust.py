@@ -32,6 +32,7 @@ from spatialdata import SpatialData
 from spatialdata.models import Image2DModel
 
 import pixel2gene as p2g
+from pixel2gene.core.regression import Recipe
 from pixel2gene.core.trust import Familiarity, fit_familiarity, sample
 from pixel2gene.datasets._artefacts import ARTEFACTS, plant_artefact
 from pixel2gene.datasets._paint import paint
@@ -39,7 +40,7 @@ from pixel2gene.spatial.embedded import open_embedding
 from pixel2gene.spatial.folds import fold_of, region_folds
 from pixel2gene.spatial.grid import Grid
 
-FOLDS = 10
+FOLDS = Recipe().folds
 # A superpixel is spoilt where this share of it is.
 SPOILT = 0.5
 # Superpixels at the edge of a picture that are not scored.
