@@ -13,6 +13,7 @@ from pixel2gene.core.model import Model, TrainingSlide
 from pixel2gene.core.paper import PaperRecipe
 from pixel2gene.core.platform import Platform
 from pixel2gene.core.regression import History, Recipe
+from pixel2gene.core.trust import fit_familiarity
 
 PEARSON = np.array([np.nan, *np.linspace(-0.1, 0.6, 29)])
 GENES = ["<i>A&B", *(f"G{i}" for i in range(1, 30))]
@@ -35,6 +36,7 @@ def model() -> Model:
         scores=scores,
         history=History([10, 20, 30], [1.5, 1.25, 1.3]),
         version="1.2.3",
+        familiarity=fit_familiarity(np.random.default_rng(0).normal(size=(60, 30)), np.arange(60) % 3),
     )
 
 

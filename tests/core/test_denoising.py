@@ -45,14 +45,14 @@ def denoise(monkeypatch):
     def denoise(counts, histology, centres=CENTRES, unseen=None, apart=None, gaps=None, undisturbed=None):
         calls = []
 
-        def predicted(network, data, device, *, held_out):
+        def predicted(network, data, device, *, held_out, genes=None):
             calls.append((held_out, data))
             units = data.depth.astype(int)
             if data is plain:
                 return undisturbed.astype(np.float32)
             return (unseen if held_out and unseen is not None else histology)[units].astype(np.float32)
 
-        monkeypatch.setattr(module, "_predicted", predicted)
+        monkeypatch.setattr(module, "predicted_counts", predicted)
         units = np.arange(len(counts))
         data = Measurement(
             np.zeros((1, 1), np.float32),

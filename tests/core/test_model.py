@@ -11,6 +11,7 @@ from safetensors.numpy import load_file, save_file
 from pixel2gene.core.ensemble import Architecture, Ensemble
 from pixel2gene.core.model import CARD, FORMAT, WEIGHTS, Model, TrainingSlide
 from pixel2gene.core.paper import PaperRecipe
+from pixel2gene.core.platform import Platform
 from pixel2gene.core.regression import History, Recipe
 from pixel2gene.core.trust import fit_familiarity
 
@@ -32,7 +33,10 @@ def model():
         inputs={"image_key": "he", "table_key": "bins", "layer": None},
         recipe=Recipe(folds=5, hidden=(6, 4), check_steps=(3, 7), library_size=True),
         network=network,
-        slides=[TrainingSlide("0f", "first", 0.8, fold, 64), TrainingSlide("1f", "zweiter µ", 1.2, fold + 1, 32)],
+        slides=[
+            TrainingSlide("0f", "first", 0.8, fold, 64),
+            TrainingSlide("1f", "zweiter µ", 1.2, fold + 1, 32, Platform(row_stripes=0.2, diffusion_um=8.5)),
+        ],
         scores=scores,
         history=History([10, 20], [1.5, 1.25]),
         version="1.2.3",
@@ -66,7 +70,7 @@ def test_round_trip(model, saved):
     for found, expected in zip(read.slides, model.slides, strict=True):
         np.testing.assert_array_equal(found.fold, expected.fold)
         assert found.fold.dtype == np.int8
-        for name in ("fingerprint", "name", "depth", "side"):
+        for name in ("fingerprint", "name", "depth", "side", "platform"):
             assert getattr(found, name) == getattr(expected, name)
     tissue = np.random.default_rng(1).normal(size=(9, 30))
     np.testing.assert_array_equal(read.familiarity.trust(tissue), model.familiarity.trust(tissue))
@@ -93,25 +97,10 @@ def test_the_card_names_the_recipe(model, tmp_path, kind):
     assert name == {Recipe: "default", PaperRecipe: "paper"}[kind]
 
 
-def test_models_from_before_there_were_recipes_are_read(model, saved):
-    def older(card):
-        del card["recipe"]["name"], card["recipe"]["reference_pull"], card["architecture"]["link"], card["reference"]
-
-    edit(saved, older)
-    read = Model.load(saved)
-    assert read.recipe == model.recipe
-    assert read.reference is None
-    features = torch.randn(9, 8)
-    assert torch.equal(read.network.rates(features), model.network(features).exp())
-
-
-def test_models_from_before_there_was_trust_are_read(model, tmp_path):
-    replace(model, familiarity=None).save(tmp_path / "older.p2g")
-    assert not any(name.startswith("familiarity") for name in load_file(tmp_path / "older.p2g" / WEIGHTS))
-    read = Model.load(tmp_path / "older.p2g")
-    assert read.familiarity is None
-    features = torch.randn(9, 8)
-    assert torch.equal(read.network(features), model.network(features))
+def test_models_of_another_format_are_refused(saved):
+    edit(saved, lambda card: card.update(format=1))
+    with pytest.raises(ValueError, match=f"it has format 1, this version of pixel2gene reads {FORMAT}: fit it again"):
+        Model.load(saved)
 
 
 def test_some_of_the_genes_know_the_same_tissue(model):

@@ -14,6 +14,7 @@ from spatialdata.transformations import Identity
 from pixel2gene.core.ensemble import Architecture, Ensemble
 from pixel2gene.core.model import Model, TrainingSlide
 from pixel2gene.core.regression import History, Recipe, predict_units
+from pixel2gene.core.trust import fit_familiarity
 from pixel2gene.spatial.elements import image_element, labels_element, table_element, write_elements
 from pixel2gene.spatial.embedded import Embedded, open_embedding
 from pixel2gene.spatial.grid import Grid, superpixel_grid
@@ -73,6 +74,7 @@ def model_of(slides=(), library_size=False, genes=GENES, **inputs):
         scores=pd.DataFrame({"pearson": np.ones(len(genes))}, index=pd.Index(list(genes), name="gene")),
         history=History(),
         version="1",
+        familiarity=fit_familiarity(np.random.default_rng(0).normal(size=(60, 30)), np.arange(60) % 3),
     )
 
 

@@ -100,8 +100,12 @@ def test_effects_can_be_taken_back(embedded):
     assert other.platform == Platform(capture=0.3)
     np.testing.assert_allclose(changed.depth, 1.5 * field, rtol=1e-6)
     np.testing.assert_allclose(without_effects(changed, other).depth, 1.5, rtol=1e-6)
-    blurred = replace(other, collects=blur(other.overlap, (1, len(other.superpixels)), 1.0))
-    assert without_effects(changed, blurred).overlap is measured.overlap
+    blurred = blur(other.overlap, (1, len(other.superpixels)), 1.0)
+    assert without_effects(replace(changed, overlap=blurred), other).overlap is measured.overlap
+    # What was clear when the model was fitted holds, if it can be told at all.
+    unclear, untold = Capture(field, 0.3, 50.0, 1.0, 1.0, False), Capture(field, np.nan, np.nan, 0.0, 0.0, False)
+    assert with_capture(data, measured, unclear, known=True)[1].platform == Platform(capture=0.3)
+    assert with_capture(data, measured, untold, known=True) == (data, measured)
     for found in (None, Capture(field, 0.3, 50.0, 1.0, 1.0, False)):
         assert with_capture(data, measured, found) == (data, measured)
 

@@ -88,22 +88,6 @@ def test_new_slide(embedded_once: SpatialData, told: p2g.Model) -> None:
     assert new.attrs["pixel2gene"]["held_out"] == "slide"
 
 
-def test_genes_without_a_dispersion_are_left_out(embedded_once: SpatialData, told: p2g.Model) -> None:
-    scores = told.scores.copy()
-    scores.loc[told.genes[3:], "dispersion"] = np.nan
-    found = p2g.tl.calibration(embedded_once, replace(told, scores=scores))
-    assert found.groupby("decile").genes.first().to_dict() == {1: 1, 4: 1, 7: 1}
-    scores["dispersion"] = np.nan
-    with pytest.raises(KeyError, match="None of the model's 40 genes has a dispersion"):
-        p2g.tl.calibration(embedded_once, replace(told, scores=scores))
-
-
-def test_models_without_dispersions_are_refused(embedded_once: SpatialData, told: p2g.Model) -> None:
-    old = replace(told, scores=told.scores.drop(columns="dispersion"), version="0.1")
-    with pytest.raises(KeyError, match=r"pixel2gene 0.1, has no 'dispersion' among its scores \['mean_count'.*anew"):
-        p2g.tl.calibration(embedded_once, old)
-
-
 def test_no_more_units_than_needed(
     embedded_once: SpatialData, told: p2g.Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -96,17 +96,6 @@ def test_the_published_recipe_knows_it_too(embedded: SpatialData, model: p2g.Mod
     assert np.corrcoef(found, other)[0, 1] > 0.9
 
 
-def test_models_that_know_no_trust_write_none(embedded: SpatialData, model: p2g.Model) -> None:
-    older = replace(model, familiarity=None)
-    p2g.tl.predict(embedded, older, progress=False)
-    assert "predicted_trust" not in embedded
-    assert "trust" not in embedded["predicted"].obs
-    p2g.tl.predict(embedded, model, overwrite=True, progress=False)
-    assert "predicted_trust" in embedded
-    with pytest.raises(ValueError, match="saved before there was trust and cannot replace 'predicted_trust'"):
-        p2g.tl.predict(embedded, older, overwrite=True, progress=False)
-
-
 def test_trust_of_another_result_is_kept(embedded: SpatialData, model: p2g.Model) -> None:
     p2g.tl.predict(embedded, model, progress=False)
     del embedded["predicted"], embedded["predicted_map"], embedded["predicted_superpixels"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from pixel2gene.core.empirical_bayes import posterior
 from pixel2gene.core.ensemble import Ensemble
 from pixel2gene.core.neighbours import Neighbours
-from pixel2gene.core.other_genes import Factors, fit_factors, residuals, spread
+from pixel2gene.core.other_genes import fit_factors, residuals, spread
 from pixel2gene.core.posterior import gamma_poisson_posterior
-from pixel2gene.core.regression import Measurement, predict_units
+from pixel2gene.core.regression import Measurement, predicted_counts
 from pixel2gene.core.uncertainty import gamma_shape, gene_blocks, misfit, whole_blocks
 
 # Standard deviations of the Gaussian over the neighbours, in superpixels.
@@ -117,9 +117,9 @@ def denoise_counts(
     sources = Sources(
         around,
         data.counts.toarray().astype(np.float32),
-        _predicted(network, data, device, held_out=False),
+        predicted_counts(network, data, device, held_out=False),
         rows,
-        _predicted(network, held_out, device, held_out=True),
+        predicted_counts(network, held_out, device, held_out=True),
     )
     counts, some = sources.counts, sources.counts[rows]
     weight = posterior(_log_likelihoods(sources, gamma_shape(some, sources.unseen)))
@@ -137,7 +137,7 @@ def denoise_counts(
     own = 1 - np.minimum(shape / among, 1) * (among / (prior + among)).mean(axis=0)
     weights = ((1 - own) * (1 - neighbours), (1 - own) * neighbours, own)
     if undisturbed is not data:
-        plain = _predicted(network, undisturbed, device, held_out=False)
+        plain = predicted_counts(network, undisturbed, device, held_out=False)
         undone: NDArray[np.float32] = (plain / np.maximum(sources.histology, SMALLEST)).astype(np.float32)
         mean, sd, expected, expected_sd = (values * undone for values in (mean, sd, expected, expected_sd))
     return Denoised(mean, sd, expected, expected_sd, filled, *weights, among)
@@ -180,30 +180,38 @@ class Sources:
         held_out
             Only of the sample, and as if the blocks of its units had not been measured.
 
-        Yields
-        ------
+        Returns
+        -------
         (units, genes) expected counts, and the (genes,) weight of the neighbours averaged over the units.
         """
         counts, histology = self.counts[:, genes], self.histology[:, genes]
         base, rows = (self.unseen[:, genes], self.rows) if held_out else (histology, slice(None))
-        yield base, np.zeros(counts.shape[1])
-        for width in WIDTHS:
-            counted, expected = (
+        return _with_neighbours(
+            base,
+            lambda width: [
                 self.around.sums(values, width, own_block=not held_out)[rows] for values in (counts, histology)
-            )
-            for prior in PRIOR_COUNTS:
-                yield base * ((counted + prior) / (expected + prior)), (expected / (expected + prior)).mean(axis=0)
+            ],
+        )
 
     def elsewhere(self, gaps: Gaps, genes: slice) -> Iterator[Candidate]:
         """As `candidates`, at places where nothing was measured."""
-        base = gaps.histology[:, genes]
-        yield base, np.zeros(base.shape[1])
-        for width in WIDTHS:
-            counted, expected = (
-                self.around.sums_at(gaps.centres, values[:, genes], width) for values in (self.counts, self.histology)
-            )
-            for prior in PRIOR_COUNTS:
-                yield base * ((counted + prior) / (expected + prior)), np.zeros(base.shape[1])
+        counts, histology = self.counts[:, genes], self.histology[:, genes]
+        return _with_neighbours(
+            gaps.histology[:, genes],
+            lambda width: [self.around.sums_at(gaps.centres, values, width) for values in (counts, histology)],
+        )
+
+
+def _with_neighbours(
+    base: NDArray[np.float32], around: Callable[[float], list[NDArray[np.float32]]]
+) -> Iterator[Candidate]:
+    """What is expected by the H&E alone, and corrected by counted and expected counts `around`, by width."""
+    yield base, np.zeros(base.shape[1])
+    for width in WIDTHS:
+        counted, expected = around(width)
+        for prior in PRIOR_COUNTS:
+            trust = (expected / (expected + prior)).sum(axis=0, dtype=np.float64) / max(len(base), 1)
+            yield base * ((counted + prior) / (expected + prior)), trust
 
 
 def _with_other_genes(
@@ -257,17 +265,9 @@ def _with_other_genes(
             total += way * w.astype(np.float32)
         return total
 
-    factors: list[Factors] = [fit_factors(x, number, seed) for number in FACTORS]
+    factors = [fit_factors(x, number, seed) for number in FACTORS]
     y = residuals(counts, expected, shape)
     return mixed(expected, [one.foretell(y) for one in factors]), gamma_shape(some, mixed(unseen, held_out))
-
-
-def _predicted(network: Ensemble, data: Measurement, device: torch.device, *, held_out: bool) -> NDArray[np.float32]:
-    """(units, genes) expected counts."""
-    predicted = np.empty(data.counts.shape, np.float32)
-    for units, mean in predict_units(network, data, device, held_out=held_out):
-        predicted[units] = mean
-    return predicted
 
 
 def _log_likelihoods(sources: Sources, shape: NDArray[np.float64]) -> NDArray[np.float64]:

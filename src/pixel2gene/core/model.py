@@ -25,7 +25,7 @@ from pixel2gene.core.platform import NO_EFFECTS, Platform
 from pixel2gene.core.regression import History, Recipe
 from pixel2gene.core.trust import Familiarity
 
-FORMAT = 1
+FORMAT = 2
 WEIGHTS, CARD = "weights.safetensors", "model.json"
 FAMILIARITY = "familiarity."
 
@@ -80,10 +80,10 @@ class Model:
         Held-out deviance during training.
     version
         Of pixel2gene.
+    familiarity
+        What the training tissue looks like.
     reference
         Names of the slides that the model was trained on from which training started, if it started from one.
-    familiarity
-        What the training tissue looks like; None in a model that was saved before there was this.
     """
 
     genes: list[str]
@@ -95,8 +95,8 @@ class Model:
     scores: pd.DataFrame
     history: History
     version: str
+    familiarity: Familiarity
     reference: list[str] | None = None
-    familiarity: Familiarity | None = None
 
     def __repr__(self) -> str:
         r = self.scores["pearson"].mean()
@@ -157,15 +157,15 @@ class Model:
         FileNotFoundError
             If there is no model at the path.
         ValueError
-            If its files are damaged, or of a newer format.
+            If its files are damaged, or of another format.
         """
         path = Path(path)
         if not (path / CARD).is_file() or not (path / WEIGHTS).is_file():
             raise FileNotFoundError(f"No model at {path}: a folder with {CARD} and {WEIGHTS} is expected.")
         try:
             stored = json.loads((path / CARD).read_text())
-            if stored["format"] != FORMAT:
-                raise ValueError(f"it has format {stored['format']}, this version of pixel2gene reads {FORMAT}")
+            if (found := stored["format"]) != FORMAT:
+                raise ValueError(f"it has format {found}, this version of pixel2gene reads {FORMAT}: fit it again")
             tensors = load_file(path / WEIGHTS)
             network = Ensemble(Architecture(**_with_tuples(stored["architecture"])))
             network.load_state_dict(
@@ -183,8 +183,8 @@ class Model:
                 scores=pd.DataFrame(stored["scores"], index=pd.Index(stored["genes"], name="gene"), dtype=float),
                 history=History(**stored["history"]),
                 version=stored["version"],
-                reference=stored.get("reference"),
                 familiarity=_familiarity(tensors),
+                reference=stored["reference"],
             )
         except (AttributeError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
             raise ValueError(f"The model at {path} cannot be read: {error}.") from error
@@ -192,8 +192,7 @@ class Model:
     def _tensors(self) -> dict[str, NDArray[Any]]:
         weights = {f"network.{name}": value.cpu().numpy() for name, value in self.network.state_dict().items()}
         folds = {f"fold.{i}": slide.fold for i, slide in enumerate(self.slides)}
-        familiarity = {} if self.familiarity is None else vars(self.familiarity)
-        return weights | folds | {f"{FAMILIARITY}{name}": value for name, value in familiarity.items()}
+        return weights | folds | {f"{FAMILIARITY}{name}": value for name, value in vars(self.familiarity).items()}
 
     def _card(self) -> dict[str, Any]:
         return {
@@ -225,15 +224,12 @@ class Model:
 
 
 def _slide(stored: dict[str, Any], fold: NDArray[np.int8]) -> TrainingSlide:
-    """Models from before effects of the platform were looked for have none."""
-    platform = Platform(**stored.pop("platform", {}))
-    return TrainingSlide(**stored, fold=fold, platform=platform)
+    return TrainingSlide(**stored | {"fold": fold, "platform": Platform(**stored["platform"])})
 
 
-def _familiarity(tensors: dict[str, NDArray[Any]]) -> Familiarity | None:
-    """Models from before there was trust have none."""
+def _familiarity(tensors: dict[str, NDArray[Any]]) -> Familiarity:
     arrays = {name.removeprefix(FAMILIARITY): value for name, value in tensors.items() if name.startswith(FAMILIARITY)}
-    return Familiarity(**arrays) if arrays else None
+    return Familiarity(**arrays)
 
 
 def _name(recipe: Recipe | PaperRecipe) -> str:
@@ -241,8 +237,7 @@ def _name(recipe: Recipe | PaperRecipe) -> str:
 
 
 def _recipe(values: dict[str, Any]) -> Recipe | PaperRecipe:
-    """Models from before there were several recipes name none."""
-    named = {"name": "default"} | _with_tuples(values)
+    named = _with_tuples(values)
     return RECIPES[named.pop("name")](**named)
 
 

@@ -399,6 +399,16 @@ def predict_units(
             yield units, mean.cpu().numpy()
 
 
+def predicted_counts(
+    network: Ensemble, data: Measurement, device: torch.device, *, held_out: bool, genes: Tensor | None = None
+) -> NDArray[np.float32]:
+    """(units, genes) expected counts of all units, as `predict_units` yields them."""
+    predicted = np.empty((len(data.fold), data.counts.shape[1] if genes is None else len(genes)), np.float32)
+    for units, mean in predict_units(network, data, device, held_out=held_out, genes=genes):
+        predicted[units] = mean
+    return predicted
+
+
 def predict_rates(
     network: Ensemble,
     features: NDArray[np.floating],

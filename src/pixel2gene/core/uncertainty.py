@@ -13,7 +13,7 @@ from pixel2gene.core.empirical_bayes import posterior
 from pixel2gene.core.ensemble import Ensemble
 from pixel2gene.core.neighbours import pairs
 from pixel2gene.core.posterior import ShapeEstimator
-from pixel2gene.core.regression import Measurement, predict_units
+from pixel2gene.core.regression import Measurement, predicted_counts
 
 # Variance of the truth in relation to the square of its mean level: nearly none, to where next to nothing is known.
 MISFITS = np.geomspace(1e-4, 10, 61)
@@ -52,9 +52,7 @@ def held_out_uncertainty(
     for some in gene_blocks(*data.counts.shape):
         chosen = torch.arange(some.start, some.stop, device=device)
         counts = data.counts[:, some].toarray().astype(np.float32)
-        mean = np.empty_like(counts)
-        for units, predicted in predict_units(network, data, device, held_out=True, genes=chosen):
-            mean[units] = predicted
+        mean = predicted_counts(network, data, device, held_out=True, genes=chosen)
         measured = data.measured(np.arange(len(counts)))
         if measured is not None:
             mean *= measured[:, some]

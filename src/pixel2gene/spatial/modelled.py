@@ -78,7 +78,8 @@ def slide_measurement(
         data = replace(data, depth=(data.depth * (data.counts.sum() / expected)).astype(np.float32))
     if not seeks_capture(model.recipe, measured) or (slide is not None and slide.platform.capture == 0):
         return data, measured
-    return with_capture(data, measured, find_capture(model.network, data, measured.centres, device))
+    found = find_capture(model.network, data, measured.centres, device)
+    return with_capture(data, measured, found, known=slide is not None)
 
 
 def require_same_embedding(model: Model, embedded: Embedded) -> None:

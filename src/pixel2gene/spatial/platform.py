@@ -102,9 +102,11 @@ def find_capture(
     return capture_field(np.asarray(data.counts @ dealt), expected, centres)
 
 
-def with_capture(data: Measurement, measured: Measured, found: Capture | None) -> tuple[Measurement, Measured]:
-    """Let the units of a slide catch what is found that they do, if it is clear."""
-    if found is None or not found.kept:
+def with_capture(
+    data: Measurement, measured: Measured, found: Capture | None, *, known: bool = False
+) -> tuple[Measurement, Measured]:
+    """Let the units of a slide catch what is found that they do, if it is clear, or was when the model was fitted."""
+    if found is None or not (found.kept or (known and found.sd > 0)):
         return data, measured
     return (
         replace(data, depth=(data.depth * found.factor).astype(np.float32)),

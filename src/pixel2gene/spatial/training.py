@@ -86,21 +86,21 @@ def train(
         parts.append(m.measurement(fold_of(m.centres, fold, side), float(depths[i]), chosen))
         held_out.append((fold, side))
 
-    def fitted() -> tuple[Ensemble, History]:
-        data = _joined(parts, panels)
+    def fitted(data: Measurement) -> tuple[Ensemble, History]:
         if isinstance(chosen, PaperRecipe):
             return fit_paper(data, chosen, chosen_device, seed, progress)
         start = None if reference is None else _start(reference, names)
         return fit_ensemble(data, chosen, chosen_device, seed, progress, start)
 
-    network, history = fitted()
+    data = _joined(parts, panels)
+    network, history = fitted(data)
     for i, (name, m) in enumerate(measured.items()):
         if seeks_capture(chosen, m):
             found = find_capture(network, parts[i], m.centres, chosen_device)
             parts[i], measured[name] = with_capture(parts[i], m, found)
     if any(m.platform.capture > 0 for m in measured.values()):
-        network, history = fitted()
-    data = _joined(parts, panels)
+        data = _joined(parts, panels)
+        network, history = fitted(data)
     scores = held_out_scores(network, data, names, chosen_device).join(
         held_out_uncertainty(network, data, names, chosen_device, seed)
     )
@@ -117,8 +117,8 @@ def train(
         scores=scores,
         history=history,
         version=__version__,
-        reference=None if reference is None else [slide.name for slide in reference.slides],
         familiarity=_familiarity(list(measured.values()), [part.fold for part in parts]),
+        reference=None if reference is None else [slide.name for slide in reference.slides],
     )
 
 

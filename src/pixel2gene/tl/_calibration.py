@@ -49,7 +49,7 @@ def calibration(
 
     Returns
     -------
-    One row per decile of expression and nominal level, 10 % to 95 %. Genes without a dispersion are left out. The
+    One row per decile of expression and nominal level, 10 % to 95 %. The
     columns:
 
     ``decile``
@@ -68,11 +68,10 @@ def calibration(
     Raises
     ------
     KeyError
-        If the model has no dispersions, there is no such table, layer or embedding, or none of the genes was measured.
+        If there is no such table, layer or embedding, or none of the genes was measured.
     ValueError
         If the embedding is of another encoder or scale than the model's, or the values are no counts.
     """
-    model = _with_dispersion(model)
     chosen_device = choose_device(device)
     embedded = open_for_model(sdata, model, image_key, embedding_key)
     part, _, measured = measure_for_model(sdata, model, embedded, table_key, layer)
@@ -92,15 +91,3 @@ def calibration(
         "genes": GENES,
     }
     return table
-
-
-def _with_dispersion(model: Model) -> Model:
-    if "dispersion" not in model.scores:
-        raise KeyError(
-            f"The model, of pixel2gene {model.version}, has no 'dispersion' among its scores "
-            f"{model.scores.columns.tolist()}: fit it anew."
-        )
-    known = model.scores["dispersion"].notna().to_numpy()
-    if not known.any():
-        raise KeyError(f"None of the model's {len(model.genes)} genes has a dispersion: fit it on more counts.")
-    return model.of_genes([gene for gene, there in zip(model.genes, known, strict=True) if there])

@@ -85,8 +85,8 @@ def denoise(
     ``weight_own``) and the ``shape`` of the gamma distribution of a unit around its expectation.
 
     Adds ``images[f"{key_added}_map"]``: (genes, y, x) float16, expected counts per superpixel of tissue where units
-    were measured, and between them by histology and neighbours; NaN elsewhere. For transcripts, whose units are
-    superpixels, also ``labels[f"{key_added}_superpixels"]``.
+    were measured, and between them, also in holes that they enclose, by histology and neighbours; NaN elsewhere. For
+    transcripts, whose units are superpixels, also ``labels[f"{key_added}_superpixels"]``.
 
     Raises
     ------

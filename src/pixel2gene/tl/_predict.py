@@ -72,24 +72,19 @@ def predict(
     Also ``images[f"{key_added}_trust"]``, (1, y, x) float16, NaN outside the tissue, and the same in ``obs["trust"]``:
     how familiar the H&E is to the model. It is the share of training tissue that, held out, is at least as unlike the
     rest of it (`pixel2gene.core.trust.Familiarity`): evenly between 0 and 1 on tissue like that, near 0 on ink, blur,
-    folds, another stain or other tissue. A model that was saved before there was trust writes none.
+    folds, another stain or other tissue.
 
     Raises
     ------
     KeyError
         If there is no such embedding, or the model lacks a gene.
     ValueError
-        If the embedding is of another encoder or scale than the model's, a result exists, no gene reaches
-        `min_score`, or trust is to be overwritten by a model that knows none.
+        If the embedding is of another encoder or scale than the model's, a result exists, or no gene reaches
+        `min_score`.
     """
     embedded = open_for_model(sdata, model, image_key, embedding_key)
     keys = [key_added, *(f"{key_added}_{what}" for what in ("superpixels", "map", "trust"))]
     require_new(sdata, keys, overwrite)
-    if model.familiarity is None and keys[3] in sdata:
-        raise ValueError(
-            f"The model was saved before there was trust and cannot replace {keys[3]!r}: fit it again, or pass another "
-            "key_added."
-        )
     names = _chosen_genes(model, genes, min_score)
     positions = pd.Index(model.genes).get_indexer(pd.Index(names))
 
@@ -100,11 +95,7 @@ def predict(
         embedded.blocks_with_raw(), total=embedded.values.npartitions, desc="predict", disable=not progress, leave=False
     )
     parts = [
-        (
-            index,
-            *predict_rates(network, features, positions, chosen_device),
-            np.full(len(raw), np.nan, np.float32) if model.familiarity is None else model.familiarity.trust(raw),
-        )
+        (index, *predict_rates(network, features, positions, chosen_device), model.familiarity.trust(raw))
         for index, raw, features in blocks
     ]
     superpixels, mean, sd, trust = (np.concatenate(column) for column in zip(*parts, strict=True))
@@ -119,15 +110,11 @@ def predict(
     tissue[superpixels] = True
     table = ad.AnnData(
         mean,
-        obs=pd.DataFrame(index=(superpixels + 1).astype(str)),
+        obs=pd.DataFrame({"trust": trust}, index=(superpixels + 1).astype(str)),
         var=model.scores.loc[names],
         layers={"sd": sd},
         obsm={"spatial": grid.centres[superpixels] * grid.factor},
     )
-    rasters = {keys[2]: image_element(rows_as_raster(mean, superpixels, grid), grid, names)}
-    if model.familiarity is not None:
-        table.obs["trust"] = trust
-        rasters[keys[3]] = image_element(rows_as_raster(trust[:, None], superpixels, grid), grid, ["trust"])
     table.uns["pixel2gene"] = record = {
         "verb": "predict",
         "version": __version__,
@@ -141,7 +128,8 @@ def predict(
         sdata,
         {
             keys[1]: labels_element(grid.ids(tissue.reshape(grid.shape)), grid),
-            **rasters,
+            keys[2]: image_element(rows_as_raster(mean, superpixels, grid), grid, names),
+            keys[3]: image_element(rows_as_raster(trust[:, None], superpixels, grid), grid, ["trust"]),
             keys[0]: table_element(table, keys[1], superpixels + 1),
         },
         record,
