@@ -74,8 +74,8 @@ def with_effects(units: Units, measured: Measured, grid: Grid, known: Platform |
 def seeks_capture(recipe: Recipe | PaperRecipe, measured: Measured) -> bool:
     """Whether capture is looked for.
 
-    The published recipe knows none; the totals of units tell it themselves; and some hundred spots or cells of several
-    kinds have too much in common that no H&E shows.
+    The published recipe knows none; the totals of units tell it themselves; and in some hundred spots it is found where
+    there is none, too.
     """
     return isinstance(recipe, Recipe) and not recipe.library_size and measured.gapless
 
