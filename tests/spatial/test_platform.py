@@ -15,12 +15,13 @@ from spatialdata.transformations import Identity
 from pixel2gene.core.paper import PaperRecipe
 from pixel2gene.core.platform import NO_EFFECTS, Capture, Platform, blur
 from pixel2gene.core.regression import Recipe
+from pixel2gene.datasets import simulate
 from pixel2gene.spatial import platform as module
 from pixel2gene.spatial.embedded import Embedded
-from pixel2gene.spatial.grid import Grid
+from pixel2gene.spatial.grid import Grid, superpixel_grid
 from pixel2gene.spatial.measured import gaps_between, measure
 from pixel2gene.spatial.platform import find_capture, seeks_capture, with_capture, with_effects, without_effects
-from pixel2gene.spatial.units import Units, _array
+from pixel2gene.spatial.units import Units, measured_units, tiled_array
 
 SIDE = 96
 RECORD = {"image_key": "he"}
@@ -120,20 +121,36 @@ def test_capture_needs_genes_to_tell_it_from(embedded):
     assert not seeks_capture(Recipe(library_size=True), tiled) and not seeks_capture(PaperRecipe(), tiled)
 
 
-@pytest.mark.parametrize("kind", ["bins", "hexagonal", "no columns", "no numbers"])
-def test_an_array_is_of_bins_that_touch(kind):
+@pytest.mark.parametrize("kind", ["bins", "some bins", "spots", "doubled columns", "no columns", "no numbers"])
+def test_an_array_is_of_bins_that_tile(kind):
+    """Spots of a lattice have rows and columns, too, whether columns are counted by ones or by twos."""
     row, column = np.divmod(np.arange(400), 20)
     obs = pd.DataFrame({"array_row": row, "array_col": column}, index=np.arange(400).astype(str))
-    if kind == "hexagonal":
+    step = 1 if "bins" in kind else 4
+    flat = step * row * SIDE + step * column
+    overlap = csr_array((np.ones(400, np.float32), (np.arange(400), flat)), shape=(400, GRID.size))
+    if kind == "doubled columns":
         obs["array_col"] = 2 * column + row % 2
     if kind == "no columns":
         obs = obs[["array_row"]]
     if kind == "no numbers":
         obs["array_col"] = [f"c{i}" for i in column]
-    found = _array(AnnData(np.zeros((400, 1)), obs=obs))
-    assert (found is not None) == (kind == "bins")
+    table = AnnData(np.zeros((400, 1)), obs=obs)
+    if kind == "some bins":
+        kept = np.random.default_rng(0).random(400) < 0.4
+        table, overlap, row, column = table[kept], csr_array(overlap[kept]), row[kept], column[kept]
+    units = Units(pd.Index(["A"]), csr_array(table.X), overlap)
+    found = tiled_array(table, units, GRID)
+    assert (found is not None) == ("bins" in kind)
     if found is not None:
         np.testing.assert_array_equal(found, np.stack([row, column], axis=1))
+
+
+@pytest.mark.parametrize(("platform", "tiles"), [("visium_hd", True), ("visium", False)])
+def test_platforms_are_told_apart(platform, tiles):
+    sdata = simulate(platform, size=(1024, 1024), n_genes=2, measured=1.0, rotation=10)
+    units = measured_units(sdata, "counts", "he", superpixel_grid(sdata, "he", 0.5))
+    assert (units.array is not None) == tiles
 
 
 def test_gaps_lie_between_the_units(embedded):

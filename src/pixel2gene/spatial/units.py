@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import anndata as ad
@@ -30,9 +30,10 @@ CONTROL_PROBES = (
     "DeprecatedCodeword",
     "antisense_",
 )
-# Columns of a table with the place of each unit in an array, and the share of bins that have one to their right.
+# Columns of a table with the place of each unit in an array. Units tile if they fill this share of a square between
+# neighbours: spots fill a quarter.
 ARRAY = ("array_row", "array_col")
-TILED = 0.5
+TILED = 0.8
 # Transcripts this close (superpixels) to one another bound the measured area of a points element.
 MEASURED_REACH = 5
 
@@ -96,18 +97,13 @@ def measured_units(sdata: SpatialData, key: str, image_key: str, grid: Grid, lay
     if key in sdata.points and key not in sdata.tables:
         return _transcripts(sdata, key, image_key, grid)
     table = get_table(sdata, key)
-    units = Units(
-        table.var_names.astype(str),
-        _counts(table, key, layer),
-        table_overlap(sdata, key, image_key, grid),
-        array=_array(table),
-    )
+    units = Units(table.var_names.astype(str), _counts(table, key, layer), table_overlap(sdata, key, image_key, grid))
     if units.overlap.nnz == 0:
         raise ValueError(
             f"No unit of table {key!r} overlaps image {image_key!r}: check that both are aligned to the same "
             f"coordinate system (those of the image: {sorted(grid.transformations)})."
         )
-    return units
+    return replace(units, array=tiled_array(table, units, grid))
 
 
 def table_overlap(sdata: SpatialData, key: str, image_key: str, grid: Grid) -> csr_array:
@@ -156,8 +152,8 @@ def select_genes(units: Units, genes: list[str] | None, min_counts: int) -> NDAr
     return chosen
 
 
-def _array(table: ad.AnnData) -> NDArray[np.int64] | None:
-    """(units, 2) places that readers of binned data give; spots have them too, but do not touch one another."""
+def tiled_array(table: ad.AnnData, units: Units, grid: Grid) -> NDArray[np.int64] | None:
+    """(units, 2) row and column of bins, as readers give them; None of units that do not tile, such as spots."""
     if not set(ARRAY) <= set(table.obs.columns):
         return None
     place = np.stack([np.asarray(table.obs[name]) for name in ARRAY], axis=1)
@@ -165,8 +161,15 @@ def _array(table: ad.AnnData) -> NDArray[np.int64] | None:
         return None
     place = place.astype(np.int64)
     flat = place @ (np.ptp(place[:, 1]) + 2, 1)
-    beside = np.isin(flat + 1, flat)
-    return place if beside.mean() > TILED else None
+    order = np.argsort(flat)
+    next_one = order[np.searchsorted(flat, flat + 1, sorter=order).clip(max=len(flat) - 1)]
+    beside = flat[next_one] == flat + 1
+    area, centres = units.overlap.sum(axis=1), units.centres(grid)
+    pitch = np.linalg.norm(centres[next_one] - centres, axis=1)[beside]
+    pitch = pitch[np.isfinite(pitch)]
+    if len(pitch) == 0:
+        return None
+    return place if np.median(area[area > 0]) > TILED * np.median(pitch) ** 2 else None
 
 
 def _counts(table: ad.AnnData, key: str, layer: str | None) -> csr_array:
