@@ -79,9 +79,7 @@ def _add_bins(sdata: SpatialData, values: np.ndarray, index: np.ndarray, n_genes
     level = np.exp(rng.normal(0, 2, n_genes))
     rate = np.exp(np.tanh(scores / 2) @ loadings) * (level / level.sum() * counts_per_bin)
     place = (index[:, None] * values.shape[2] + index).ravel()
-    parts = [
-        csr_matrix(_poisson(rate[place[start : start + _ROWS]], rng)) for start in range(0, len(place), _ROWS)
-    ]
+    parts = [csr_matrix(_poisson(rate[place[start : start + _ROWS]], rng)) for start in range(0, len(place), _ROWS)]
     side, step = len(index), 8 / MPP
     row, column = np.indices((side, side)).reshape(2, -1)
     boxes = shapely.box(column * step, row * step, (column + 1) * step, (row + 1) * step)
