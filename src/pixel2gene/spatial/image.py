@@ -59,6 +59,8 @@ class Slide:
         window = image.isel(c=slice(3), y=slice(y_start, y_stop), x=slice(x_start, x_stop))
         # The caller is often a dask task itself, and more threads than cores would only compete.
         pixels: NDArray[np.uint8] = window.data.compute(scheduler="synchronous")
+        if scale == fy == fx:
+            return pixels[:, rows.indices[:, None], columns.indices].astype(np.float32)
         return np.stack([rows @ channel.astype(np.float32) @ columns.T for channel in pixels])
 
 
