@@ -13,7 +13,6 @@ from sklearn.metrics import mean_poisson_deviance
 
 from pixel2gene.core import regression as module
 from pixel2gene.core.ensemble import Architecture, Ensemble
-from pixel2gene.core.gene_parts import split
 from pixel2gene.core.regression import (
     History,
     Measurement,
@@ -271,9 +270,7 @@ def test_the_gradient_of_a_member_is_that_of_the_units_that_it_sees(world):
     before = [parameter.detach().clone() for parameter in network.parameters()]
     seen = torch.from_numpy(data.seen(units, FOLDS)).float()
     optimiser = torch.optim.SGD(network.parameters(), lr=1.0)
-    (part,) = split(network, copy.deepcopy(network), [np.arange(5)])
-    (turn,) = module._turns(data, RECIPE, None, [part])
-    module._step(replace(turn, weight=shrunk, shrinkage=0.0), optimiser, batch, seen)
+    module._step(network, optimiser, batch, seen, shrunk, 0.0)
     for i, (parameter, old) in enumerate(zip(network.parameters(), before, strict=True)):
         for member in range(FOLDS):
             torch.testing.assert_close(
@@ -288,12 +285,10 @@ def test_output_weights_have_a_normal_prior(world):
     network, weight = random_network(genes=5), 1e-3 * gene_weights(data, 0.5)
     batch = make_batch(data, units, CPU, data.overlap)
     seen = torch.from_numpy(data.seen(units, FOLDS)).float()
-    (part,) = split(network, copy.deepcopy(network), [np.arange(5)])
     gradient = []
     for precision in (0.0, 7.0):
-        (turn,) = module._turns(data, replace(RECIPE, shrinkage=precision), None, [part])
         optimiser = torch.optim.SGD(network.parameters(), lr=0.0)
-        module._step(replace(turn, weight=weight), optimiser, batch, seen)
+        module._step(network, optimiser, batch, seen, weight, precision / len(units))
         gradient.append([parameter.grad.clone() for parameter in network.parameters()])
     output = network.weights[-1].detach().clone().requires_grad_()
     torch.distributions.Normal(0, 7**-0.5).log_prob(output).mul(weight).sum().neg().backward()

@@ -120,9 +120,9 @@ class Ensemble(nn.Module):
         output: Tensor = torch.matmul(self._hidden(x, layers[:-1]), weight) + bias
         return output
 
-    def latent(self, features: Tensor) -> Tensor:
+    def latent(self, features: Tensor, members: slice = slice(None)) -> Tensor:
         """(n, channels) embeddings to (members, n, width) last hidden units: all that outputs depend on."""
-        return self._hidden(self.standardise(features), self._layers(slice(None), None)[:-1])
+        return self._hidden(self.standardise(features), self._layers(members, None)[:-1])
 
     def link(self, output: Tensor, genes: Tensor | None = None) -> Tensor:
         """From outputs, of all genes or those at some positions, to rates."""

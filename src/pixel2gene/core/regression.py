@@ -6,7 +6,6 @@ import copy
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +15,6 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from pixel2gene.core.ensemble import Architecture, Ensemble
-from pixel2gene.core.gene_parts import GenePart, deal_genes, gather, hidden_layers, output_layer, split
 
 # Superpixels per forward pass where nothing is trained, and (members, superpixels, genes) rates at once.
 SCORING_SUPERPIXELS = 16_384
@@ -67,8 +65,9 @@ class Recipe:
         Looks without a new best after which training stops.
     max_checks
         Looks after which it stops anyway.
-    genes_per_step
-        Of more genes, each step takes one part of at most so many, and the held-out deviance is that of one part.
+    lead_genes
+        Of more genes, so many with the most counts train the network; then the outputs of all are fitted, see
+        `pixel2gene.core.outputs`.
     reference_learning_rate
         In place of `learning_rate` where training starts from a reference.
     reference_pull
@@ -93,7 +92,7 @@ class Recipe:
     check_units: int = 20_000
     patience: int = 5
     max_checks: int = 200
-    genes_per_step: int = 1_000
+    lead_genes: int = 1_000
     reference_learning_rate: float = 1e-3
     reference_pull: float = 3e3
 
@@ -227,34 +226,6 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class _Turn:
-    """What a part of the genes brings to its steps.
-
-    Attributes
-    ----------
-    part
-        The genes and their network.
-    data
-        Counts of these genes.
-    weight
-        (genes,) of the loss.
-    shrinkage
-        Precision of the prior of an output weight, per unit.
-    averaging
-        Decays of the moving averages of hidden layers and of outputs.
-    pulls
-        Of a reference.
-    """
-
-    part: GenePart
-    data: Measurement
-    weight: Tensor
-    shrinkage: float
-    averaging: tuple[float, float]
-    pulls: list[Pull]
-
-
-@dataclass(frozen=True)
 class Reference:
     """A fitted ensemble to start from.
 
@@ -308,38 +279,40 @@ def fit_ensemble(
         if reference is not None:
             _start_from(network, reference, data)
         average = copy.deepcopy(network).eval()
-        dealt = deal_genes(np.asarray(data.counts.sum(axis=0)).ravel(), recipe.genes_per_step, rng)
-        parts = split(network, average, dealt)
-        turns = _turns(data, recipe, reference, parts)
-        optimiser = _optimiser(parts, recipe, reference)
+        weight = gene_weights(data, recipe.gene_power).to(device)
+        shrinkage = recipe.shrinkage / len(data.fold) if reference is None else 0.0
+        pulls = [] if reference is None else _pulls(network, recipe, reference, len(data.fold))
+        optimiser = _optimiser(network, recipe, reference)
         warmup = torch.optim.lr_scheduler.LinearLR(optimiser, 1 / recipe.warmup, 1, recipe.warmup)
         history, best = History(), copy.deepcopy(average)
         patches, load = _patches(data, recipe)
         batches = _batches(patches, load, recipe.batch, rng)
-        # Between two looks, every part has its turn.
-        every = max(int(np.clip(load.sum() // recipe.batch, *recipe.check_steps)), len(parts))
-        looked_at = _some_units(turns[0].data, recipe, rng)
-        even = gene_weights(turns[0].data, 1).to(device)
-        order = itertools.chain.from_iterable(rng.permutation(len(parts)) for _ in itertools.count())
+        every = int(np.clip(load.sum() // recipe.batch, *recipe.check_steps))
+        looked_at = _some_units(data, recipe, rng)
+        even = gene_weights(data, 1).to(device)
         keep = round(recipe.superpixels_per_unit * data.units_per_superpixel)
         with tqdm(total=recipe.max_checks, desc="fit", disable=not progress, leave=False) as bar:
             first = [0] if reference is not None else []
             for more in itertools.islice(itertools.chain(first, itertools.repeat(every)), recipe.max_checks):
                 for units in itertools.islice(batches, more):
-                    turn = turns[next(order)]
                     overlap = thin_rows(data.overlap[units], keep, rng)
-                    batch = make_batch(turn.data, units, device, overlap)
+                    batch = make_batch(data, units, device, overlap)
                     seen = torch.from_numpy(data.seen(units, recipe.folds)).to(batch.depth)
-                    _step(turn, optimiser, batch, seen)
+                    _step(network, optimiser, batch, seen, weight, shrinkage)
+                    with torch.no_grad():
+                        for parameter, origin, far in pulls:
+                            parameter.lerp_(origin, far)
+                        for slow, fast in zip(average.parameters(), network.parameters(), strict=True):
+                            slow.lerp_(fast, 1 - recipe.averaging)
                     warmup.step()
                 history.step.append(sum(history.step[-1:]) + more)
-                history.deviance.append(held_out_deviance(parts[0].average, looked_at, even, device))
+                history.deviance.append(held_out_deviance(average, looked_at, even, device))
                 bar.set_postfix(held_out_deviance=f"{history.deviance[-1]:.4f}")
                 bar.update()
                 if on_look is not None:
-                    on_look(gather(average, parts))
+                    on_look(average)
                 if history.best == len(history.step) - 1:
-                    best.load_state_dict(gather(average, parts).state_dict())
+                    best.load_state_dict(average.state_dict())
                 elif len(history.step) - 1 - history.best >= recipe.patience:
                     break
     return best, history
@@ -392,7 +365,7 @@ def predict_units(
         members = slice(fold, fold + 1) if fold >= 0 else slice(None)
         chosen = np.flatnonzero(data.fold == fold) if held_out else np.arange(len(data.fold))
         rates = (1 if fold >= 0 else network.architecture.members) * (outputs if genes is None else len(genes))
-        for units in _pieces(data.overlap, chosen, rates):
+        for units in pieces(data.overlap, chosen, rates):
             with torch.inference_mode():
                 batch = make_batch(uncounted, units, device, data.overlap[units])
                 mean = expected(network, batch, members, genes).mean(dim=0)
@@ -431,21 +404,27 @@ def predict_rates(
 
 def make_batch(data: Measurement, units: NDArray[np.integer], device: torch.device, overlap: csr_array) -> Batch:
     """Gather `units`, with their rows of the overlap matrix given, on the device."""
-    superpixels, columns = np.unique(overlap.indices, return_inverse=True)
-    rows = np.repeat(np.arange(len(units)), np.diff(overlap.indptr))
-    sparse = torch.sparse_coo_tensor(
-        torch.from_numpy(np.stack([rows, columns])),
-        torch.from_numpy(overlap.data.astype(np.float32)),
-        (len(units), len(superpixels)),
-        check_invariants=False,
-    )
+    shares, superpixels = sparse_overlap(overlap, device)
     return Batch(
         torch.from_numpy(data.features[superpixels]).to(device),
-        sparse.to(device),
+        shares,
         torch.from_numpy(data.counts[units].toarray().astype(np.float32)).to(device),
         torch.from_numpy(data.depth[units]).to(device),
         _tensor(data.measured(units), device),
     )
+
+
+def sparse_overlap(overlap: csr_array, device: torch.device) -> tuple[Tensor, NDArray[np.integer]]:
+    """(units, used) overlap with those superpixels that it has entries of, and their positions."""
+    superpixels, columns = np.unique(overlap.indices, return_inverse=True)
+    rows = np.repeat(np.arange(overlap.shape[0]), np.diff(overlap.indptr))
+    sparse = torch.sparse_coo_tensor(
+        torch.from_numpy(np.stack([rows, columns])),
+        torch.from_numpy(overlap.data.astype(np.float32)),
+        (overlap.shape[0], len(superpixels)),
+        check_invariants=False,
+    )
+    return sparse.to(device), superpixels
 
 
 def expected(network: Ensemble, batch: Batch, members: slice = slice(None), genes: Tensor | None = None) -> Tensor:
@@ -527,7 +506,7 @@ def _log_levels(network: Ensemble, data: Measurement, genes: NDArray[np.intp]) -
     chosen = torch.from_numpy(genes).to(device)
     counted, mean = torch.zeros((2, members, len(genes)), device=device)
     data = data.of_genes(genes)
-    for units in _pieces(data.overlap, np.arange(len(data.fold)), members * len(genes)):
+    for units in pieces(data.overlap, np.arange(len(data.fold)), members * len(genes)):
         batch = make_batch(data, units, device, data.overlap[units])
         seen = torch.from_numpy(data.seen(units, members)).to(mean)
         counted += seen @ batch.counts
@@ -538,48 +517,24 @@ def _log_levels(network: Ensemble, data: Measurement, genes: NDArray[np.intp]) -
     return levels.log()
 
 
-def _turns(data: Measurement, recipe: Recipe, reference: Reference | None, parts: list[GenePart]) -> list[_Turn]:
-    weight = gene_weights(data, recipe.gene_power).to(parts[0].network.feature_mean.device)
-    units, number = len(data.fold), len(parts)
-    keep = recipe.averaging ** (number**-0.5)
-    return [
-        _Turn(
-            part,
-            data if number == 1 else data.of_genes(part.genes),
-            # So that the gradient of the hidden layers is, on average over the parts, that of all genes.
-            weight[part.genes] * number,
-            recipe.shrinkage / units if reference is None else 0.0,
-            (keep, keep**number),
-            [] if reference is None else _pulls(part, recipe, reference, units, number),
-        )
-        for part in parts
-    ]
-
-
-def _optimiser(parts: list[GenePart], recipe: Recipe, reference: Reference | None) -> torch.optim.Optimizer:
-    """Outputs, which wait for their turn, then go as far as the hidden layers did since the last one."""
+def _optimiser(network: Ensemble, recipe: Recipe, reference: Reference | None) -> torch.optim.Optimizer:
     rate, decay = recipe.learning_rate, recipe.weight_decay
     if reference is not None:
         rate, decay = recipe.reference_learning_rate, 0.0
-    outputs = [layer for part in parts for layer in output_layer(part.network)]
-    groups: list[dict[str, Any]] = [
-        {"params": hidden_layers(parts[0].network)},
-        {"params": outputs, "lr": rate * len(parts)},
-    ]
-    # What has no gradient keeps its moments, and does not decay.
-    return torch.optim.AdamW(groups, lr=rate, weight_decay=decay)
+    return torch.optim.AdamW(network.parameters(), lr=rate, weight_decay=decay)
 
 
-def _pulls(part: GenePart, recipe: Recipe, reference: Reference, units: int, parts: int) -> list[Pull]:
+def _pulls(network: Ensemble, recipe: Recipe, reference: Reference, units: int) -> list[Pull]:
     """Parameters, where each step pulls them to, and how far.
 
     The levels of the genes are free, and so are genes that the reference lacks.
     """
     far = min(recipe.reference_learning_rate * recipe.reference_pull / units, 1.0)
-    known = torch.from_numpy(reference.genes[part.genes] >= 0).to(part.network.feature_mean)
-    outputs = part.network.weights[-1]
-    shared = [(layer, layer.detach().clone(), known.new_tensor(far)) for layer in hidden_layers(part.network)]
-    return [*shared, (outputs, outputs.detach().clone(), (1 - (1 - far) ** parts) * known)]
+    known = torch.from_numpy(reference.genes >= 0).to(network.feature_mean)
+    hidden = [*network.weights[:-1], *network.biases[:-1]]
+    shared = [(layer, layer.detach().clone(), known.new_tensor(far)) for layer in hidden]
+    outputs = network.weights[-1]
+    return [*shared, (outputs, outputs.detach().clone(), far * known)]
 
 
 def _patches(data: Measurement, recipe: Recipe) -> tuple[list[NDArray[np.intp]], NDArray[np.intp]]:
@@ -609,22 +564,18 @@ def _some_units(data: Measurement, recipe: Recipe, rng: np.random.Generator) -> 
     return replace(some, overlap=thin_rows(some.overlap, round(CHECK_SUPERPIXELS * data.units_per_superpixel), rng))
 
 
-def _step(turn: _Turn, optimiser: torch.optim.Optimizer, batch: Batch, seen: Tensor) -> None:
-    network, average = turn.part.network, turn.part.average
+def _step(
+    network: Ensemble, optimiser: torch.optim.Optimizer, batch: Batch, seen: Tensor, weight: Tensor, shrinkage: float
+) -> None:
+    """By the (genes,) `weight` of the loss, and with a precision of the output weights, per unit, of `shrinkage`."""
     network.train()
-    loss = negative_log_likelihood(expected(network, batch), batch, turn.weight)
-    prior = turn.shrinkage / 2 * (turn.weight * network.weights[-1].square()).sum()
+    loss = negative_log_likelihood(expected(network, batch), batch, weight)
+    prior = shrinkage / 2 * (weight * network.weights[-1].square()).sum()
     optimiser.zero_grad(set_to_none=True)
     # Members share no weights, so that each has the gradient of its own mean.
     (prior + ((loss * seen).sum(dim=1) / seen.sum(dim=1).clamp_min(1)).sum()).backward()
     _clip_gradients(network)
     optimiser.step()
-    with torch.no_grad():
-        for parameter, origin, far in turn.pulls:
-            parameter.lerp_(origin, far)
-        for layers, keep in zip((hidden_layers, output_layer), turn.averaging, strict=True):
-            for slow, fast in zip(layers(average), layers(network), strict=True):
-                slow.lerp_(fast, 1 - keep)
 
 
 def _where_measured(values: Tensor, measured: Tensor | None) -> Tensor:
@@ -643,7 +594,7 @@ def _clip_gradients(network: Ensemble) -> None:
         gradient.mul_((1 / norm.clamp_min(1))[:, None, None])
 
 
-def _pieces(overlap: csr_array, units: NDArray[np.intp], rates: int) -> Iterator[NDArray[np.intp]]:
+def pieces(overlap: csr_array, units: NDArray[np.intp], rates: int) -> Iterator[NDArray[np.intp]]:
     """Split units so that each piece needs a bounded number of superpixels, each of which has so many rates."""
     if len(units) == 0:
         return

@@ -17,6 +17,7 @@ from pixel2gene import __version__
 from pixel2gene.core.device import choose_device
 from pixel2gene.core.ensemble import Ensemble
 from pixel2gene.core.model import Model, TrainingSlide
+from pixel2gene.core.outputs import fit_outputs, leading_genes
 from pixel2gene.core.paper import RECIPES, PaperRecipe, fit_paper
 from pixel2gene.core.regression import History, Measurement, Recipe, Reference, fit_ensemble
 from pixel2gene.core.scoring import held_out_scores
@@ -89,8 +90,12 @@ def train(
     def fitted(data: Measurement) -> tuple[Ensemble, History]:
         if isinstance(chosen, PaperRecipe):
             return fit_paper(data, chosen, chosen_device, seed, progress)
-        start = None if reference is None else _start(reference, names)
-        return fit_ensemble(data, chosen, chosen_device, seed, progress, start)
+        lead = leading_genes(data.counts, chosen.lead_genes)
+        start = None if reference is None else _start(reference, [names[gene] for gene in lead])
+        network, history = fit_ensemble(data.of_genes(lead), chosen, chosen_device, seed, progress, start)
+        if len(lead) < len(names):
+            network = fit_outputs(network, lead, data, chosen_device, seed)
+        return network, history
 
     data = _joined(parts, panels)
     network, history = fitted(data)
