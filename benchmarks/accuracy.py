@@ -145,6 +145,9 @@ def table(
         f"\nMean Pearson over genes: median over {seeds} seeds, ± half the range. {_described(sizes, paper, chosen)}\n"
     )
     print(_scoreboard(frame, chosen).to_string(na_rep="-"))
+    if "equal_depth" in frame:
+        print("\nThe same on the deeper spots, thinned to one depth: what the H&E tells of depth is not rewarded\n")
+        print(_scoreboard(frame.dropna(subset="equal_depth"), chosen, "equal_depth").to_string(na_rep="-"))
     if "default" in chosen:
         print(
             "\nThe default recipe (ratios of medians; by prediction: denoised by the H&E alone; with own counts: also"
@@ -408,18 +411,18 @@ def _stops(frame: pd.DataFrame) -> str:
     return pd.DataFrame(rows).set_index(["data", "seed"]).round(3).to_string()
 
 
-def _scoreboard(frame: pd.DataFrame, order: list[str]) -> pd.DataFrame:
+def _scoreboard(frame: pd.DataFrame, order: list[str], column: str = "score") -> pd.DataFrame:
     def cell(scores: pd.Series) -> str:
         spread = f" ±{(scores.max() - scores.min()) / 2:.3f}" if len(scores) > 1 else ""
         return f"{scores.median():.3f}{spread}"
 
-    cells = _per_seed(frame).groupby(["data", "task", "method"], sort=False).agg(cell)
+    cells = _per_seed(frame, column).groupby(["data", "task", "method"], sort=False).agg(cell)
     return _wide(cells, order)
 
 
-def _per_seed(frame: pd.DataFrame) -> pd.Series:
+def _per_seed(frame: pd.DataFrame, column: str = "score") -> pd.Series:
     """Sections are no repeats: their mean is the score of a seed."""
-    return frame.groupby(["data", "task", "method", "seed"], sort=False)["score"].mean()
+    return frame.groupby(["data", "task", "method", "seed"], sort=False)[column].mean()
 
 
 def _standing(frame: pd.DataFrame) -> str:
