@@ -13,7 +13,11 @@ def hexagonal(radius: float, pitch: float = 200.0, n: int = 12) -> gpd.GeoDataFr
     centres = np.stack([(column + row % 2 / 2) * pitch, row * pitch * np.sqrt(3) / 2], axis=1)
     # Turned, and in whole pixels as Space Ranger writes them.
     turn = np.array([[np.cos(0.1), np.sin(0.1)], [-np.sin(0.1), np.cos(0.1)]])
-    return gpd.GeoDataFrame({"radius": radius}, geometry=shapely.points(np.rint(centres @ turn)))
+    return circles(np.rint(centres @ turn), radius)
+
+
+def circles(centres: np.ndarray, radius: float) -> gpd.GeoDataFrame:
+    return gpd.GeoDataFrame({"radius": np.full(len(centres), radius)}, geometry=shapely.points(centres))
 
 
 def test_visium_spots_measure_within_55_microns_whatever_the_files_say() -> None:
@@ -27,12 +31,10 @@ def test_visium_spots_measure_within_55_microns_whatever_the_files_say() -> None
 
 
 def test_other_circles_are_as_wide_as_drawn() -> None:
-    square = gpd.GeoDataFrame({"radius": 32.5}, geometry=shapely.points(np.argwhere(np.ones((10, 10))) * 100.0))
+    square = circles(np.argwhere(np.ones((10, 10))) * 100.0, 32.5)
     few = hexagonal(65.0, n=2)
     cells = hexagonal(65.0)
     cells["radius"] = np.linspace(55, 75, len(cells))
-    scattered = gpd.GeoDataFrame(
-        {"radius": 32.5}, geometry=shapely.points(np.random.default_rng(0).uniform(0, 1000, (100, 2)))
-    )
+    scattered = circles(np.random.default_rng(0).uniform(0, 1000, (100, 2)), 32.5)
     for shapes in (square, few, cells, scattered):
         np.testing.assert_array_equal(radii(shapes), shapes["radius"])

@@ -23,6 +23,7 @@ def fit(
     layer: options.Layer = None,
     genes: options.Genes = None,
     embedding_key: options.Embedding = None,
+    min_counts: Annotated[int, typer.Option(help="Fewest counts of a gene that is modelled unasked.")] = 20,
     join: Annotated[str, typer.Option(help="Genes of all slides (inner) or of any (outer).")] = "inner",
     reference: Annotated[Path | None, typer.Option(help="Model of other slides to start from.")] = None,
     recipe: Annotated[str, typer.Option(help="default or paper.")] = "default",
@@ -64,6 +65,7 @@ def fit(
             image_key=image_key,
             layer=layer,
             genes=genes,
+            min_counts=min_counts,
             embedding_key=embedding_key,
             join=join,  # type: ignore[arg-type]
             reference=start,

@@ -29,6 +29,10 @@ CONTROL_PROBES = (
     "UnassignedCodeword",
     "DeprecatedCodeword",
     "antisense_",
+    "Intergenic_Region",
+    "Negative",
+    "SystemControl",
+    "FalseCode",
 )
 # Columns of a table with the place of each unit in an array. Units tile if they fill this share of a square between
 # neighbours: spots fill a quarter.
