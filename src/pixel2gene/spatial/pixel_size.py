@@ -13,8 +13,8 @@ from spatialdata import SpatialData
 from pixel2gene.spatial.geometry import affine, get_element, square_pixels, system_matrices
 from pixel2gene.spatial.spots import lattice
 
-# The micro sign and the Greek mu look alike.
-_MICRONS = re.compile(r"micro(n|meter|metre)s?|[uµμ]m", re.IGNORECASE)
+# The micro sign and the Greek mu look alike; spatialdata.concatenate adds the name of the slide.
+_MICRONS = re.compile(r"(micro(n|meter|metre)s?|[uµμ]m)(-.+)?", re.IGNORECASE)
 _BINS = re.compile(r"square_(\d{3})um")
 # Transcripts and outlines of the machine are in µm before any transformation.
 _READERS_IN_MICRONS = {"xenium", "merscope"}
