@@ -139,6 +139,14 @@ def test_shrunk_images_are_refused(request: pytest.FixtureRequest, platform: str
         p2g.tl.tissue(sdata, f"sim_{image}_image", progress=False)
 
 
+def test_hires_image_in_the_place_of_the_full_one(visium: Any) -> None:
+    sdata = read_visium(visium.folder, "spatial/tissue_hires_image.png")
+    p2g.tl.tissue(sdata, "sim_full_image", progress=False)
+    p2g.tl.embed(sdata, "sim_full_image", progress=False)
+    with pytest.raises(ValueError, match=r"\(128 x 128 px\): load the image .* at full resolution"):
+        p2g.tl.fit(sdata, "table", image_key="sim_full_image", progress=False)
+
+
 def test_denoised_spots_have_the_width_that_measures(results: dict[tuple[str, str], SpatialData], visium: Any) -> None:
     sdata = results["visium", "table"]
     p2g.tl.aggregate(sdata, "predicted", "sim", progress=False)

@@ -215,7 +215,7 @@ def test_themeasured_area_has_gaps_filled_but_ends():
 
 def test_transcripts_elsewhere_or_nameless_are_refused():
     xy, genes = scattered()
-    with pytest.raises(ValueError, match="None of the transcripts 'transcripts' lies on image 'he'"):
+    with pytest.raises(ValueError, match="Only 0% of the transcripts 'transcripts' lie on image 'he'"):
         read(base(transcripts=transcripts(xy + 1000, genes)), "transcripts")
     nameless = PointsModel.parse(pd.DataFrame({"x": xy[:, 0], "y": xy[:, 1]}), transformations=HERE)
     with pytest.raises(ValueError, match="no column 'feature_name'.*set feature_key in PointsModel.parse"):

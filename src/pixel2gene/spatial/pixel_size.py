@@ -21,6 +21,8 @@ _READERS_IN_MICRONS = {"xenium", "merscope"}
 _VENDOR = re.compile(r"(.*_)?(transcripts|polygons)|(cell|nucleus)_(boundaries|circles)")
 _FINEST, _COARSEST = 0.05, 1.0  # µm per pixel
 _AGREEMENT = 1.05
+# Pixels of bins and spots that are this near to 1 µm are none, but µm.
+_AS_MICRONS = 1e-3
 _SAMPLE = 5000
 _VISIUM_PITCH, _LEGACY_PITCH = 100.0, 200.0  # µm
 
@@ -77,6 +79,12 @@ def pixel_size(sdata: SpatialData, image_key: str, *, mpp: float | None = None, 
             "the transforms, or pass both mpp= and force=True."
         )
     value = float(values[0])
+    geometry = [source for source, _ in found if source.startswith(("bins", "Visium", "legacy"))]
+    if len(geometry) == len(found) and abs(value - 1) < _AS_MICRONS and not force:
+        raise ValueError(
+            f"By {geometry[0]} image {image_key!r} has 1 µm/px, as if their coordinates were in µm instead of its "
+            "pixels: scale them with spatialdata.transformations.set_transformation, or pass mpp=1 if it is so."
+        )
     if value > _COARSEST and not force:
         raise ValueError(
             f"Image {image_key!r} has {value:.3g} µm/px; pixel2gene needs {_COARSEST:g} µm/px or finer, because nuclei "
