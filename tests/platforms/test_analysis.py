@@ -87,5 +87,5 @@ def test_neighbourhoods_are_those_of_the_truth(finished: SpatialData, key: str) 
     sq.gr.spatial_autocorr(sdata, table_key=key, mode="moran", genes=genes, n_perms=None, n_jobs=1)
     assert table.uns["moranI"]["I"].max() > 0.2
     pairs = [tuple(genes[:2]), tuple(genes[2:])]
-    found = sq.gr.ligrec(table, "found", interactions=pairs, use_raw=False, n_perms=10, copy=True, **QUIET)
+    found = sq.gr.ligrec(table, "leiden", interactions=pairs, use_raw=False, n_perms=10, copy=True, **QUIET)
     assert found["means"].shape[0] == 2
