@@ -29,7 +29,7 @@ from accuracy import Data, Out, Row, Rows, Side, _available, _matching, _say
 from anndata import AnnData
 from methods import Array, Fitted, PaperOptions, mean_pearson, paper_recipe, pearson, pixel2gene, smoothing
 from numpy.typing import NDArray
-from scipy.sparse import csr_matrix
+from scipy.sparse import csr_array, csr_matrix
 from scipy.stats import nbinom
 from sklearn.metrics import adjusted_rand_score
 from slides import MIN_COUNTS, SOURCES, Sizes, Slide, Training, embed, nothing, training
@@ -331,11 +331,11 @@ def _split_scores(whole: Training, chosen: list[str], paper: PaperOptions, share
     scale = (1 - share) / share
     counts, area = data.measured.counts.toarray(), data.measured.area
     constant = scale * area[:, None] / area.sum() * counts.sum(axis=0)
-    null = poisson_deviance(test, constant).sum(axis=0)
+    null = poisson_deviance(csr_array(test), constant)
     enough = test.sum(axis=0) >= MIN_COUNTS
     single: list[Array] = []
     for name, estimate, seconds in _estimates(data, chosen, paper):
-        deviance = poisson_deviance(test, scale * estimate).sum(axis=0)
+        deviance = poisson_deviance(csr_array(test), scale * estimate)
         row: Row = {
             "method": name,
             "deviance": 1 - float(deviance.sum() / null.sum()),

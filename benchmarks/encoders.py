@@ -36,7 +36,7 @@ from pixel2gene.core.encoders.registry import SUPERPIXEL_UM
 from pixel2gene.datasets._artefacts import plant_artefact
 from pixel2gene.datasets._paint import paint
 from pixel2gene.spatial.image import open_image
-from pixel2gene.spatial.raster import TILE, lazy_embedding
+from pixel2gene.spatial.raster import ENCODED, LocalTile, lazy_embedding
 
 MPP = 0.5
 EDGE = 14
@@ -126,7 +126,7 @@ def lite0(**attributes: Any) -> Encoder:
 
 def measure(pixels: NDArray[np.uint8], label: str, encoder: Encoder, overlap: float = 0.0) -> dict[str, Any]:
     """Seam and time of one encoder."""
-    period = window_step(encoder, overlap) if encoder.window else TILE
+    period = window_step(encoder, overlap) if encoder.window else ENCODED
     # Half a period off, so that borders come to lie in the middle of what they bound.
     shift = period // 2
     start = time.perf_counter()
@@ -152,7 +152,9 @@ def embed(pixels: NDArray[np.uint8], encoder: Encoder, overlap: float) -> NDArra
     image = Image2DModel.parse(pixels, dims=("c", "y", "x"))
     slide = open_image(SpatialData(images={"he": image}), "he")
     mask = np.ones([size // round(SUPERPIXEL_UM / MPP) for size in pixels.shape[1:]], bool)
-    values: NDArray[np.float16] = lazy_embedding(slide, mask, MPP, encoder, overlap)[: encoder.channels].compute()
+    values: NDArray[np.float16] = lazy_embedding(LocalTile(slide, MPP, lambda: encoder, overlap), mask)[
+        : encoder.channels
+    ].compute()
     return values
 
 

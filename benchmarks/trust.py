@@ -104,7 +104,7 @@ def tissue(image: NDArray[np.uint8], mpp: float) -> Tissue:
     p2g.tl.tissue(sdata, "he", mpp=mpp, force=mpp > 1, progress=False)
     p2g.tl.embed(sdata, "he", progress=False)
     embedded = open_embedding(sdata, "he")
-    superpixels, raw, _ = (np.concatenate(column) for column in zip(*embedded.blocks_with_raw(), strict=True))
+    superpixels, raw, _ = (np.concatenate(column) for column in zip(*embedded.blocks(), strict=True))
     return Tissue(embedded.grid, superpixels, raw)
 
 

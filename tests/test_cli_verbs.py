@@ -80,6 +80,8 @@ def test_predict_embeds_a_slide_as_the_model_expects_it(model: Path, tmp_path: P
     sdata.write(tmp_path / "new.zarr")
     predicted = summary("predict", tmp_path / "new.zarr", model, "--key-added", "filled", "--genes", "GENE0001")
     assert not predicted["record"]["trained_on_this_slide"]
+    lazy = summary("predict", tmp_path / "new.zarr", model, "--key-added", "later", "--lazy")
+    assert "later_latent" in lazy["added"]
     again = read_zarr(tmp_path / "new.zarr")
     assert {"he_tissue", "he_embedding", "filled_map"} <= {name for _, name, _ in again.gen_elements()}
 

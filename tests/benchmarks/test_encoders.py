@@ -17,7 +17,7 @@ def test_seams(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(BENCHMARKS)
     encoders = importlib.import_module("encoders")
     for module in (raster, encoders):
-        monkeypatch.setattr(module, "TILE", 24)
+        monkeypatch.setattr(module, "ENCODED", 24)
     monkeypatch.setattr(encoders, "EDGE", 8)
     pixels = paint((576, 576), 0.5, 0).image
     rows = [

@@ -91,10 +91,21 @@ def test_tissue_is_that_of_the_raster_standardised(values, embedded):
     assert features.dtype == np.float16
 
 
+def test_tissue_within_a_mask_is_standardised_as_the_whole(embedded):
+    within = np.zeros(SHAPE, bool)
+    within[3:9, 10:25] = True
+    index, features = embedded.tissue()
+    kept = within.ravel()[index]
+    some, found = embedded.tissue(within)
+    np.testing.assert_array_equal(some, index[kept])
+    np.testing.assert_array_equal(found, features[kept])
+
+
 def test_blocks_come_apart(values, embedded):
     seen = []
     row = np.cumsum((values != 0).any(axis=0).ravel()) - 1
-    for index, features in embedded.blocks():
+    for index, raw, features in embedded.blocks():
+        np.testing.assert_array_equal(raw, values.reshape(CHANNELS, -1)[:, index].T)
         np.testing.assert_allclose(features, standardised(values)[row[index]], atol=5e-3)
         seen += index.tolist()
     assert len(seen) == len(set(seen)) == (values != 0).any(axis=0).sum()

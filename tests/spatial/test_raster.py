@@ -1,6 +1,7 @@
 """Tiles of the image, joined to rasters in which they do not show."""
 
 import threading
+from functools import partial
 
 import numpy as np
 import pytest
@@ -9,12 +10,12 @@ from spatialdata import SpatialData
 from spatialdata.models import Image2DModel
 
 from pixel2gene.core.embedding import CONTEXT_WINDOWS, local_channels
-from pixel2gene.core.encoders import get_encoder
+from pixel2gene.core.encoders import shared_encoder
 from pixel2gene.core.tissue import superpixel_statistics
 from pixel2gene.datasets._paint import paint
 from pixel2gene.spatial import raster
 from pixel2gene.spatial.image import open_image
-from pixel2gene.spatial.raster import fingerprint, lazy_embedding, lazy_statistics
+from pixel2gene.spatial.raster import LocalTile, fingerprint, lazy_embedding, lazy_statistics
 
 MPP = 0.5
 
@@ -34,6 +35,10 @@ def open_pixels(pixels, **options):
     return open_image(SpatialData(images={"he": Image2DModel.parse(pixels, dims=("c", "y", "x"), **options)}), "he")
 
 
+def embed(slide, mask, mpp=MPP, **options):
+    return lazy_embedding(LocalTile(slide, mpp, partial(shared_encoder, "lite0", torch.device("cpu")), **options), mask)
+
+
 @pytest.fixture(scope="module")
 def slide():
     return open_pixels(paint((1024, 1120), MPP, 1).image)
@@ -41,7 +46,7 @@ def slide():
 
 @pytest.fixture(scope="module")
 def encoder():
-    return get_encoder("lite0", torch.device("cpu"))
+    return shared_encoder("lite0", torch.device("cpu"))
 
 
 @pytest.fixture(scope="module")
@@ -52,8 +57,8 @@ def mask():
 
 
 @pytest.fixture(scope="module")
-def embedding(slide, encoder, mask):
-    return lazy_embedding(slide, mask, MPP, encoder).compute()
+def embedding(slide, mask):
+    return embed(slide, mask).compute()
 
 
 def test_half_precision_on_the_grid_and_zero_outside(embedding, encoder, mask):
@@ -65,10 +70,10 @@ def test_half_precision_on_the_grid_and_zero_outside(embedding, encoder, mask):
 
 
 @pytest.mark.parametrize("side", [24, 40])
-def test_tiles_do_not_show(slide, encoder, mask, embedding, monkeypatch, side):
+def test_tiles_do_not_show(slide, mask, embedding, monkeypatch, side):
     """Mean absolute change over the tissue, in standard deviations of each channel over the tissue."""
-    monkeypatch.setattr(raster, "TILE", side)
-    other = lazy_embedding(slide, mask, MPP, encoder).compute()[:, mask].astype(np.float64)
+    monkeypatch.setattr(raster, "ENCODED", side)
+    other = embed(slide, mask).compute()[:, mask].astype(np.float64)
     whole = embedding[:, mask].astype(np.float64)
     change = np.abs(other - whole).mean(axis=1) / whole.std(axis=1)
     assert change.max() < 0.01
@@ -87,11 +92,11 @@ def test_context_is_the_mean_of_the_tissue_around(embedding, encoder, mask):
 
 
 def test_tiles_without_tissue_are_never_read(slide, encoder, mask, monkeypatch):
-    monkeypatch.setattr(raster, "TILE", 24)
+    monkeypatch.setattr(raster, "ENCODED", 24)
     spy = Spy(slide)
     only = mask.copy()
     only[:, 24:] = False
-    found = lazy_embedding(spy, only, MPP, encoder).compute()
+    found = embed(spy, only).compute()
     tiles = {(y // 24, x // 24) for y, x in np.argwhere(only)}
     assert len(spy.windows) == len(tiles) < 9
     for scale, y0, y1, x0, x1, _ in spy.windows:
@@ -101,11 +106,20 @@ def test_tiles_without_tissue_are_never_read(slide, encoder, mask, monkeypatch):
     assert not found[:, ~only].any()
 
 
+def test_no_more_is_read_than_the_tissue_of_a_tile_needs(slide, encoder, mask):
+    spy = Spy(slide)
+    only = np.zeros_like(mask)
+    only[30:34, 20:50] = True
+    embed(spy, only).compute()
+    ((_, y0, y1, x0, x1, _),) = spy.windows
+    assert (y1 - y0, x1 - x0) == (4 * 16 + 2 * encoder.halo, 30 * 16 + 2 * encoder.halo)
+
+
 @pytest.mark.parametrize("size", [(256, 1120), (200, 264), (16, 16)])
 def test_images_smaller_than_the_surroundings(encoder, size):
     pixels = paint((256, 1120), MPP, 1).image[:, : size[0], : size[1]]
     shape = tuple(-(-n // 16) for n in size)
-    found = lazy_embedding(open_pixels(pixels), np.ones(shape, bool), MPP, encoder)
+    found = embed(open_pixels(pixels), np.ones(shape, bool))
     assert found.shape[1:] == shape
     values = found.compute()
     assert values.shape == found.shape and np.isfinite(values).all()
@@ -116,12 +130,12 @@ def test_images_smaller_than_the_surroundings(encoder, size):
         np.testing.assert_allclose(values[-n:, 0, 0], mean, rtol=2e-3, atol=2e-3)
 
 
-def test_pixel_size_is_made_up_for(encoder):
+def test_pixel_size_is_made_up_for():
     """The same picture in pixels of half the size."""
     pixels = paint((512, 512), MPP, 2).image
     mask = np.ones((32, 32), bool)
-    coarse = lazy_embedding(open_pixels(pixels), mask, MPP, encoder).compute()
-    fine = lazy_embedding(open_pixels(pixels.repeat(2, axis=1).repeat(2, axis=2)), mask, MPP / 2, encoder).compute()
+    coarse = embed(open_pixels(pixels), mask).compute()
+    fine = embed(open_pixels(pixels.repeat(2, axis=1).repeat(2, axis=2)), mask, MPP / 2).compute()
     np.testing.assert_allclose(fine, coarse, rtol=1e-2, atol=1e-2)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import typer
 
-USER_ERRORS = (ImportError, KeyError, ValueError, OSError)
+USER_ERRORS = (ImportError, KeyError, MemoryError, ValueError, OSError)
 
 
 def say(text: str) -> None:

@@ -71,6 +71,17 @@ class Ensemble(nn.Module):
             self.register_buffer("scale", torch.ones(architecture.genes))
             self.register_buffer("offset", torch.zeros(architecture.genes))
 
+    def head(self) -> Ensemble:
+        """Copy of the last layer by itself, which makes outputs of what `latent` gives."""
+        head = Ensemble(
+            replace(self.architecture, channels=self.architecture.hidden[-1], hidden=(), dropout=0, input_dropout=0)
+        )
+        state, last = self.state_dict(), len(self.weights) - 1
+        own = {"weights.0": state[f"weights.{last}"], "biases.0": state[f"biases.{last}"]}
+        own |= {name: state[name] for name in ("scale", "offset") if name in state}
+        head.load_state_dict(head.state_dict() | own)
+        return head.to(self.feature_mean.device).eval()
+
     def of_genes(self, genes: NDArray[np.intp]) -> Ensemble:
         """Copy with the outputs at some positions only."""
         part = Ensemble(replace(self.architecture, genes=len(genes)))
@@ -105,12 +116,13 @@ class Ensemble(nn.Module):
         """Apply the layers to standardised embeddings, the same for all members or (members, n, channels)."""
         x = F.dropout(x, self.architecture.input_dropout, self.training)
         layers = self._layers(members, genes)
-        for weight, bias in layers[:-1]:
-            x = self._activate(torch.matmul(x, weight) + bias)
-            x = F.dropout(x, self.architecture.dropout, self.training)
         weight, bias = layers[-1]
-        output: Tensor = torch.matmul(x, weight) + bias
+        output: Tensor = torch.matmul(self._hidden(x, layers[:-1]), weight) + bias
         return output
+
+    def latent(self, features: Tensor) -> Tensor:
+        """(n, channels) embeddings to (members, n, width) last hidden units: all that outputs depend on."""
+        return self._hidden(self.standardise(features), self._layers(slice(None), None)[:-1])
 
     def link(self, output: Tensor, genes: Tensor | None = None) -> Tensor:
         """From outputs, of all genes or those at some positions, to rates."""
@@ -129,6 +141,12 @@ class Ensemble(nn.Module):
             weight, bias = layers[-1]
             layers[-1] = weight[..., genes], bias[..., genes]
         return layers
+
+    def _hidden(self, x: Tensor, layers: list[tuple[Tensor, Tensor]]) -> Tensor:
+        for weight, bias in layers:
+            x = self._activate(torch.matmul(x, weight) + bias)
+            x = F.dropout(x, self.architecture.dropout, self.training)
+        return x
 
     def _activate(self, x: Tensor) -> Tensor:
         return F.silu(x) if self.architecture.link == "exp" else F.leaky_relu_(x, LEAK)

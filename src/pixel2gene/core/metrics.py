@@ -9,6 +9,7 @@ from scipy.ndimage import uniform_filter
 from scipy.sparse import csr_array
 from scipy.special import xlogy
 from scipy.stats import rankdata
+from torch import from_numpy
 
 # Variation smaller than this, in relation to the values, is rounding.
 TINY = 1e-12
@@ -16,6 +17,8 @@ SSIM_WINDOW = 7
 # Positions of some columns.
 Columns = slice | NDArray[np.intp]
 ALL = slice(None)
+# (rows, columns).
+Values = csr_array | NDArray[np.floating]
 
 
 def log_normalise(
@@ -30,11 +33,9 @@ def log_normalise(
     return result
 
 
-def poisson_deviance(counts: NDArray[np.floating], mean: NDArray[np.floating]) -> NDArray[np.float64]:
-    """2 (y log(y / m) - y + m) of each count (McCullagh & Nelder, 1989)."""
-    mean = np.maximum(mean, 1e-8).astype(np.float64)
-    result: NDArray[np.float64] = 2 * (xlogy(counts, counts / mean) - counts + mean)
-    return result
+def poisson_deviance(counts: csr_array, mean: NDArray[np.floating]) -> NDArray[np.float64]:
+    """(columns,) sums of 2 (y log(y / m) - y + m) over the rows (McCullagh & Nelder, 1989)."""
+    return _deviance(counts, mean[_entries(counts)], column_sums(mean))
 
 
 def halve(counts: csr_array, rng: np.random.Generator) -> csr_array:
@@ -118,14 +119,17 @@ class Correlation:
         self._shift = np.zeros((2, columns))
         self._sums = np.zeros((5, columns))
 
-    def add(self, x: NDArray[np.floating], y: NDArray[np.floating], columns: Columns = ALL) -> None:
-        """Take in (rows, columns) of both, of all columns or those at some positions."""
-        # Sums around the first rows' mean, against cancellation.
-        first = np.stack([x.mean(axis=0), y.mean(axis=0)]).astype(np.float64)
-        self._shift[:, columns] = np.where(self._rows[columns] == 0, first, self._shift[:, columns])
-        x, y = x - self._shift[0, columns], y - self._shift[1, columns]
-        self._rows[columns] += len(x)
-        self._sums[:, columns] += np.stack([x.sum(0), y.sum(0), (x * x).sum(0), (y * y).sum(0), (x * y).sum(0)])
+    def add(self, x: Values, y: Values, columns: Columns = ALL) -> None:
+        """Take in (rows, columns) of both, dense or sparse, of all columns or those at some positions."""
+        # Sums around the first rows' mean, against cancellation; sparse values are around 0.
+        new = self._rows[columns] == 0
+        for shift, values in zip(self._shift, (x, y), strict=True):
+            if not isinstance(values, csr_array):
+                shift[columns] = np.where(new, values.mean(axis=0, dtype=np.float64), shift[columns])
+        x, y = (_shifted(values, shift[columns]) for shift, values in zip(self._shift, (x, y), strict=True))
+        self._rows[columns] += x.shape[0]
+        products = (x, y, _product(x, x), _product(y, y), _product(x, y))
+        self._sums[:, columns] += np.stack([column_sums(values) for values in products])
 
     @property
     def pearson(self) -> NDArray[np.float64]:
@@ -152,8 +156,8 @@ class Scores:
 
     def add(
         self,
-        counts: NDArray[np.floating],
-        half: NDArray[np.floating],
+        counts: csr_array,
+        half: csr_array,
         mean: NDArray[np.floating],
         exposure: NDArray[np.floating],
         genes: Columns = ALL,
@@ -165,15 +169,17 @@ class Scores:
         """
         base = self._base[genes]
         target = self._target * float(base.sum() / (self._base.sum() or 1))
-        log_counts, log_mean = log_normalise(counts, target), log_normalise(mean, target)
+        log_counts, log_mean = _log_normalised(counts, target), _log_normalised(mean, target)
         self._log.add(log_counts, log_mean, genes)
-        self._squares[genes] += np.square(log_counts - log_mean).sum(axis=0)
-        self._halves.add(log_normalise(half, target), log_normalise(counts - half, target), genes)
+        squares = column_sums(_product(log_counts, log_counts)) + column_sums(_product(log_mean, log_mean))
+        self._squares[genes] += squares - 2 * column_sums(_product(log_counts, log_mean))
+        self._halves.add(_log_normalised(half, target), _log_normalised(counts - half, target), genes)
         self._raw.add(counts, mean, genes)
-        self._units[genes] += len(counts)
-        self._counts[genes] += counts.sum(axis=0)
-        self._deviance[genes] += poisson_deviance(counts, mean).sum(axis=0)
-        self._null[genes] += poisson_deviance(counts, exposure[:, None] * base).sum(axis=0)
+        self._units[genes] += counts.shape[0]
+        self._counts[genes] += column_sums(counts)
+        self._deviance[genes] += poisson_deviance(counts, mean)
+        row, column = _entries(counts)
+        self._null[genes] += _deviance(counts, exposure[row] * base[column], exposure.sum() * base)
 
     def table(self) -> pd.DataFrame:
         """One row per gene: those scores of `pixel2gene.tl.evaluate` that are sums over the units."""
@@ -201,6 +207,51 @@ def with_shares(scores: pd.DataFrame) -> pd.DataFrame:
     """Add the share of its ceiling that each score reaches."""
     names = [name.removesuffix("_ceiling") for name in map(str, scores) if name.endswith("_ceiling")]
     return scores.assign(**{f"{name}_share": scores[name] / scores[f"{name}_ceiling"] for name in names})
+
+
+def column_sums(values: Values) -> NDArray[np.float64]:
+    """(columns,) sums over the rows."""
+    if isinstance(values, csr_array):
+        return np.bincount(values.indices, values.data, values.shape[1])
+    sums: NDArray[np.float64] = values.sum(axis=0, dtype=np.float64)
+    return sums
+
+
+def _log_normalised[V: (csr_array, NDArray[np.floating])](values: V, target: float) -> V:
+    """As `log_normalise`, in the form and precision of the values."""
+    total = np.asarray(values.sum(axis=1, dtype=np.float64)).ravel()
+    factor = target / np.where(total > 0, total, 1)
+    if isinstance(values, csr_array):
+        scaled = values.data * np.repeat(factor, np.diff(values.indptr))
+        return csr_array((np.log1p(scaled), values.indices, values.indptr), shape=values.shape)
+    # Of numpy and torch, torch has the faster logarithm by far.
+    scaled = values * factor[:, None].astype(values.dtype)
+    return from_numpy(scaled).log1p_().numpy()
+
+
+def _deviance(counts: csr_array, mean: NDArray[np.floating], total: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Where there are no counts it is but the mean, which is given where there are, and as its (columns,) total."""
+    y = counts.data.astype(np.float64)
+    each = xlogy(y, y / np.maximum(mean, 1e-8)) - y
+    return 2 * (np.bincount(counts.indices, each, counts.shape[1]) + total)
+
+
+def _entries(values: csr_array) -> tuple[NDArray[np.intp], NDArray[np.integer]]:
+    return np.repeat(np.arange(values.shape[0]), np.diff(values.indptr)), values.indices
+
+
+def _product(x: Values, y: Values) -> Values:
+    """Entry by entry."""
+    if isinstance(x, csr_array):
+        if isinstance(y, csr_array):
+            return csr_array(x.multiply(y))
+        data = x.data.astype(np.float64) * y[_entries(x)]
+        return csr_array((data, x.indices, x.indptr), shape=x.shape)
+    return _product(y, x) if isinstance(y, csr_array) else x * y
+
+
+def _shifted(values: Values, shift: NDArray[np.float64]) -> Values:
+    return values if isinstance(values, csr_array) else values - shift.astype(values.dtype)
 
 
 def _variance(mean: NDArray[np.float64], square: NDArray[np.float64]) -> NDArray[np.float64]:

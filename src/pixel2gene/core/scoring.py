@@ -179,11 +179,10 @@ def _sums(
     predicted = np.empty(len(data.fold))
     for units, mean in predict_units(network, data, device, held_out=True):
         predicted[units] = mean.sum(axis=1, dtype=np.float64)
-        for piece in _pieces(len(units), len(genes)):
-            for rows, columns in _panels(data, units[piece]):
-                some = units[piece][rows]
-                counts, first = (matrix[some].toarray()[:, columns] for matrix in (data.counts, half))
-                scores.add(counts, first, mean[piece][rows][:, columns], exposure[some], columns)
+        for rows, columns in _panels(data, units):
+            some = units[rows]
+            counts, first = (_of_columns(matrix[some], columns) for matrix in (data.counts, half))
+            scores.add(counts, first, mean[rows][:, columns], exposure[some], columns)
     return scores.table(), predicted
 
 
@@ -195,6 +194,10 @@ def _panels(data: Measurement, units: NDArray[np.intp]) -> Iterator[tuple[Column
     slide = data.slide[units]
     for one in np.unique(slide):
         yield np.flatnonzero(slide == one), np.flatnonzero(data.panels[one])
+
+
+def _of_columns(matrix: csr_array, columns: Columns) -> csr_array:
+    return matrix if isinstance(columns, slice) else csr_array(matrix[:, columns])
 
 
 def _half(data: Measurement) -> csr_array:

@@ -15,6 +15,7 @@ from spatialdata import SpatialData
 from pixel2gene.pl._raster import Window, draw_image, extent, frame, known_mpp, whole_image
 from pixel2gene.spatial.geometry import affine, get_element, raster_levels
 from pixel2gene.spatial.grid import superpixel_grid
+from pixel2gene.spatial.latent import find_map
 from pixel2gene.spatial.overlap import overlap
 from pixel2gene.spatial.pixel_size import pixel_size
 
@@ -91,12 +92,13 @@ def expression(
         if gene in table.var_names:
             panels["measured"] = _measured(sdata, measured, gene, image_key)
     for name, key in {"denoised": denoised, "predicted": predicted}.items():
-        if f"{key}_map" in sdata.images:
-            raster = raster_levels(sdata.images[f"{key}_map"])[0]
+        found = find_map(sdata, key)
+        if found is not None:
+            at, raster = found
             names += raster.coords["c"].values.tolist()
             if gene in raster.coords["c"].values:
                 values = raster.sel(c=gene).to_numpy().astype(np.float32)
-                panels[name] = values, extent(sdata, f"{key}_map", image_key)
+                panels[name] = values, extent(sdata, at, image_key)
                 titles[name] = f"{gene}, {name}{_score(sdata, key, gene)}"
     if not names:
         raise KeyError(

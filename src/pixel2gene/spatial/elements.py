@@ -7,7 +7,7 @@ import os
 import shutil
 import uuid
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -116,14 +116,21 @@ def compute(lazy: da.Array, label: str, progress: bool) -> NDArray[Any]:
 
 
 def write_elements(
-    sdata: SpatialData, elements: Mapping[str, Any], record: Mapping[str, Any], *, progress: bool, label: str
+    sdata: SpatialData,
+    elements: Mapping[str, Any],
+    record: Mapping[str, Any],
+    *,
+    progress: bool,
+    label: str,
+    instead_of: Sequence[str] = (),
 ) -> None:
-    """Add elements, computed block by block, and what is recorded of them.
+    """Add elements, computed block by block, and what is recorded of them; drop those that they stand instead of.
 
     In a backed SpatialData every element is first written whole beside the store, then moved into it by one rename;
     an element that it replaces is set aside and comes back if the process dies in between.
     """
-    records = {**sdata.attrs.get(RECORDS, {}), **{key: dict(record) for key in elements}}
+    kept = {key: known for key, known in sdata.attrs.get(RECORDS, {}).items() if key not in instead_of}
+    records = {**kept, **{key: dict(record) for key in elements}}
     with warnings.catch_warnings():
         # The annotated element may be written in the same call, or be the user's own in the store.
         warnings.filterwarnings("ignore", message=".*annotat.*")
@@ -132,10 +139,11 @@ def write_elements(
                 finished = {key: _computed(element) for key, element in elements.items()}
                 sdata.attrs[RECORDS] = records
             else:
-                finished = _write_to_store(sdata, elements, records)
-        for key, element in finished.items():
+                finished = _write_to_store(sdata, elements, records, instead_of)
+        for key in [*instead_of, *finished]:
             if key in sdata:
                 del sdata[key]
+        for key, element in finished.items():
             sdata[key] = element
 
 
@@ -143,7 +151,9 @@ def _computed(element: Any) -> Any:
     return element.persist() if isinstance(element, xr.DataArray) else element
 
 
-def _write_to_store(sdata: SpatialData, elements: Mapping[str, Any], records: dict[str, Any]) -> dict[str, Any]:
+def _write_to_store(
+    sdata: SpatialData, elements: Mapping[str, Any], records: dict[str, Any], instead_of: Sequence[str]
+) -> dict[str, Any]:
     """Move the elements into the store, and give them back as read from there (tables as they are)."""
     store = Path(str(sdata.path))
     staging = store.parent / f".{store.name}.pixel2gene"
@@ -162,6 +172,8 @@ def _write_to_store(sdata: SpatialData, elements: Mapping[str, Any], records: di
                 aside.parent.mkdir(parents=True, exist_ok=True)
                 os.rename(target, aside)
             os.rename(new / kind / key, target)
+        for old in (path for key in instead_of for path in store.glob(f"*/{key}")):
+            os.rename(old, new / old.parent.name / old.name)
     finally:
         _recover(store, staging)
     sdata.write_consolidated_metadata()

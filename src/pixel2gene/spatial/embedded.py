@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import dask.array as da
@@ -18,6 +19,27 @@ from pixel2gene.spatial.grid import Grid, superpixel_grid
 SMALLEST_SD = 1e-3
 # Superpixels that an embedding may be off by, by rounding.
 OFF_GRID = 0.01
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Of the tissue of a slide.
+
+    Attributes
+    ----------
+    superpixels
+        (superpixels,) flat indices, in order.
+    mean, sd
+        (channels,) of the embedding over them.
+    """
+
+    superpixels: NDArray[np.int64]
+    mean: NDArray[np.float32]
+    sd: NDArray[np.float32]
+
+    def standardise(self, features: NDArray[np.float16]) -> NDArray[np.float16]:
+        """(superpixels, channels) as models read them."""
+        return ((features - self.mean) / self.sd).astype(np.float16)
 
 
 @dataclass(frozen=True)
@@ -44,65 +66,64 @@ class Embedded:
         key: str = self.record["image_key"]
         return key
 
-    def blocks(self) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float16]]]:
-        """Flat indices of the tissue superpixels of each chunk, and their (superpixels, channels) embedding.
+    @cached_property
+    def statistics(self) -> Statistics:
+        """Which superpixels are tissue, and mean and standard deviation of each channel over them, read block by block.
 
-        Every channel has mean 0 and standard deviation 1 over the tissue of the slide, which takes out much of what
+        What models read has mean 0 and standard deviation 1 over the tissue of the slide, which takes out much of what
         stain and scanner do.
         """
-        for index, _, block in self.blocks_with_raw():
-            yield index, block
+        index, sums = [], []
+        for part, block in self._raw_blocks():
+            index.append(part)
+            sums.append(
+                (len(block), block.sum(axis=0, dtype=np.float64), np.square(block, dtype=np.float64).sum(axis=0))
+            )
+        count, total, squares = (sum(column) for column in zip(*sums, strict=True))
+        mean = np.asarray(total / count)
+        # A channel that hardly varies must not be blown up.
+        sd = np.sqrt(np.maximum(squares / count - mean**2, 0)).clip(SMALLEST_SD)
+        return Statistics(np.sort(np.concatenate(index)), mean.astype(np.float32), sd.astype(np.float32))
 
-    def blocks_with_raw(self) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float16], NDArray[np.float16]]]:
-        """As `blocks`, with the embedding as it was written between index and standardised embedding."""
-        mean, sd = _mean_and_sd(block for _, block in self._raw_blocks())
+    def blocks(self) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float16], NDArray[np.float16]]]:
+        """Flat indices of the tissue superpixels of each chunk, and their (superpixels, channels) raw embedding.
+
+        Last, the same standardised.
+        """
         for index, block in self._raw_blocks():
-            yield index, block, ((block - mean) / sd).astype(np.float16)
+            yield index, block, self.statistics.standardise(block)
 
-    def _raw_blocks(self) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float16]]]:
+    def tissue(self, within: NDArray[np.bool_] | None = None) -> tuple[NDArray[np.int64], NDArray[np.float16]]:
+        """All standardised `blocks` together, in the order of the flat indices.
+
+        Only those within the (rows, columns) mask, if one is given.
+        """
+        wanted = np.ones(self.grid.shape, bool) if within is None else within
+        index = self.statistics.superpixels
+        index = index[wanted.ravel()[index]]
+        features = np.empty((len(index), self.values.shape[0]), np.float16)
+        for part, block in self._raw_blocks(wanted):
+            kept = wanted.ravel()[part]
+            features[np.searchsorted(index, part[kept])] = self.statistics.standardise(block[kept])
+        return index, features
+
+    def _raw_blocks(
+        self, wanted: NDArray[np.bool_] | None = None
+    ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float16]]]:
+        """As it was written, chunks without any superpixel that is wanted left out."""
         ids = np.arange(self.grid.size).reshape(self.grid.shape)
         row = 0
         for i, height in enumerate(self.values.chunks[1]):
             column = 0
             for j, width in enumerate(self.values.chunks[2]):
+                place = slice(row, row + height), slice(column, column + width)
+                column += width
+                if wanted is not None and not wanted[place].any():
+                    continue
                 block = np.asarray(self.values.blocks[:, i, j].compute(scheduler="threads"))
                 tissue = (block != 0).any(axis=0)
-                yield ids[row : row + height, column : column + width][tissue], block[:, tissue].T
-                column += width
+                yield ids[place][tissue], block[:, tissue].T
             row += height
-
-    def tissue(self) -> tuple[NDArray[np.int64], NDArray[np.float16]]:
-        """All `blocks` together, in the order of the flat indices, read once."""
-        index, features, _ = self.tissue_and_scale()
-        return index, features
-
-    def tissue_and_scale(self) -> tuple[NDArray[np.int64], NDArray[np.float16], NDArray[np.float32]]:
-        """As `tissue`, with the (2, channels) mean and standard deviation that were taken out."""
-        parts = list(self._raw_blocks())
-        mean, sd = _mean_and_sd(block for _, block in parts)
-        index = np.concatenate([part for part, _ in parts])
-        order = np.argsort(index)
-        position = np.empty_like(order)
-        position[order] = np.arange(len(order))
-        joined = np.empty((len(index), self.values.shape[0]), np.float16)
-        start = 0
-        for _, block in parts:
-            joined[position[start : start + len(block)]] = (block - mean) / sd
-            start += len(block)
-        return index[order], joined, np.stack([mean, sd])
-
-
-def _mean_and_sd(blocks: Iterable[NDArray[np.float16]]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Of each channel over all rows of (rows, channels) blocks."""
-    sums = [
-        (len(block), block.sum(axis=0, dtype=np.float64), np.square(block, dtype=np.float64).sum(axis=0))
-        for block in blocks
-    ]
-    count, total, squares = (sum(column) for column in zip(*sums, strict=True))
-    mean = np.asarray(total / count)
-    variance = np.maximum(squares / count - mean**2, 0)
-    # A channel that hardly varies must not be blown up.
-    return mean.astype(np.float32), np.sqrt(variance).clip(SMALLEST_SD).astype(np.float32)
 
 
 def open_embedding(sdata: SpatialData, image_key: str, embedding_key: str | None = None) -> Embedded:

@@ -73,6 +73,8 @@ class Slide:
                 f"Image {self.name!r} cannot be read at its pixels {y_start}-{y_stop} x {x_start}-{x_stop} ({error}): "
                 "its file is damaged or was cut short; copy or export it again."
             ) from error
+        if scale == fy == fx:
+            return pixels[:, rows.indices[:, None], columns.indices].astype(np.float32)
         return np.stack([rows @ channel.astype(np.float32) @ columns.T for channel in pixels])
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage
 from scipy.sparse import csr_array, hstack
 from scipy.spatial import cKDTree
 
@@ -23,6 +24,8 @@ TISSUE_SHARE = 0.5
 PATCH = 4
 # Farthest that a place in a square lattice is from a unit, in pitches.
 GAP = 0.71
+# Superpixels around the units from which molecules may drift to them.
+AROUND = 16
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,7 @@ class Measured:
     rows
         (used,) positions of these units among all.
     superpixels
-        (superpixels,) flat indices of the tissue superpixels.
+        (superpixels,) flat indices of the tissue superpixels under the units, among them and around them.
     features
         (superpixels, channels) their embedding.
     overlap
@@ -109,7 +112,8 @@ def measure(embedded: Embedded, units: Units, genes: NDArray[np.intp], key: str)
     ValueError
         If no unit lies on tissue, or none of those that do has a count.
     """
-    superpixels, features, scale = embedded.tissue_and_scale()
+    near = _near(units, embedded.grid)
+    superpixels, features = embedded.tissue(near)
     on_tissue = units.overlap[:, superpixels]
     area, tissue_area = units.overlap.sum(axis=1), on_tissue.sum(axis=1)
     rows = np.flatnonzero((tissue_area > 0) & (tissue_area >= TISSUE_SHARE * area))
@@ -130,11 +134,28 @@ def measure(embedded: Embedded, units: Units, genes: NDArray[np.intp], key: str)
         csr_array(padded[:, genes]),
         np.asarray(counts.sum(axis=1, dtype=np.float64)),
         units.centres(embedded.grid)[rows],
-        scale,
+        np.stack([embedded.statistics.mean, embedded.statistics.sd]),
         collects=overlap,
         efficiency=np.ones(len(rows)),
         gapless=units.array is not None or units.superpixels is not None,
     )
+
+
+def _near(units: Units, grid: Grid) -> NDArray[np.bool_]:
+    """(rows, columns) where the embedding matters to units: a slide can be far larger than what was measured of it."""
+    covered = np.zeros(grid.size, bool)
+    covered[units.overlap.indices] = True
+    reach = max(AROUND, _reach(units.centres(grid)))
+    near = ndimage.distance_transform_edt(~covered.reshape(grid.shape)) <= reach
+    inside: NDArray[np.bool_] = ndimage.binary_fill_holes(near)
+    return inside
+
+
+def _reach(centres: NDArray[np.float64]) -> int:
+    """Superpixels within which a place in a lattice of units has one."""
+    known = centres[np.isfinite(centres).all(axis=1)]
+    pitch = np.median(cKDTree(known).query(known, k=2)[0][:, 1]) if len(known) > 1 else 0.0
+    return max(MEASURED_REACH, int(np.ceil(GAP * pitch)))
 
 
 def gaps_between(measured: Measured, grid: Grid) -> NDArray[np.intp]:
@@ -142,9 +163,5 @@ def gaps_between(measured: Measured, grid: Grid) -> NDArray[np.intp]:
     covered = np.asarray(measured.overlap.sum(axis=0)).ravel() > 0
     occupied = np.zeros(grid.size, bool)
     occupied[measured.superpixels[covered]] = True
-    centres = measured.centres
-    pitch = np.median(cKDTree(centres).query(centres, k=2)[0][:, 1]) if len(centres) > 1 else 0.0
-    # No place within a lattice is farther from its units.
-    reach = max(MEASURED_REACH, int(np.ceil(GAP * pitch)))
-    inside = measured_area(occupied.reshape(grid.shape), reach).ravel()[measured.superpixels]
+    inside = measured_area(occupied.reshape(grid.shape), _reach(measured.centres)).ravel()[measured.superpixels]
     return np.flatnonzero(inside & ~covered)

@@ -26,8 +26,8 @@ from pixel2gene.spatial.grid import SUPERPIXEL_UM, Grid
 from pixel2gene.spatial.measured import Measured
 from pixel2gene.spatial.units import Units
 
-# Capture is what so many groups of genes share.
-GROUPS = 8
+# Capture is what so many groups of genes share. The most abundant genes, which have most of the counts, suffice.
+GROUPS, MOST_GENES = 8, 1_000
 
 
 def find_stripes(units: Units, measured: Measured) -> Stripes | None:
@@ -88,18 +88,16 @@ def find_capture(
     None where there are too few genes to tell it from what they do not share.
     """
     totals = np.asarray(data.counts.sum(axis=0)).ravel()
-    counted = np.flatnonzero(totals > 0)
+    by_counts = np.argsort(-totals, kind="stable")[:MOST_GENES]
+    counted = by_counts[totals[by_counts] > 0]
     if len(counted) < GROUPS:
         return None
     # Of about as many counts each.
-    group = np.empty(len(counted), np.intp)
-    group[np.argsort(-totals[counted], kind="stable")] = np.arange(len(counted)) % GROUPS
-    dealt = np.zeros((len(totals), GROUPS), np.float32)
-    dealt[counted, group] = 1
+    dealt = np.eye(GROUPS, dtype=np.float32)[np.arange(len(counted)) % GROUPS]
     expected = np.empty((len(data.fold), GROUPS))
-    for units, mean in predict_units(network, data, device, held_out=True):
+    for units, mean in predict_units(network, data, device, held_out=True, genes=torch.from_numpy(counted).to(device)):
         expected[units] = mean @ dealt
-    return capture_field(np.asarray(data.counts @ dealt), expected, centres)
+    return capture_field(np.asarray(data.counts[:, counted] @ dealt), expected, centres)
 
 
 def with_capture(

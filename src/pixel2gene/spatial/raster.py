@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 import threading
+import uuid
 from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import dask.array as da
@@ -26,7 +30,10 @@ from pixel2gene.core.tissue import superpixel_statistics
 from pixel2gene.spatial.grid import SUPERPIXEL_UM
 from pixel2gene.spatial.image import Slide
 
-TILE = 64
+# Sides in superpixels: of a chunk, and of what is encoded at once, with a border around it that is cut off.
+TILE, ENCODED = 64, 192
+# Encoders use every core by themselves; meanwhile another thread reads the next tile.
+_ENCODING, _AHEAD = threading.Lock(), threading.BoundedSemaphore(2)
 STATISTICS_SIDE = 8
 STAIN_MPP, STAIN_SAMPLES = 0.5, 400
 
@@ -42,36 +49,73 @@ def lazy_statistics(slide: Slide, shape: tuple[int, int], mpp: float) -> da.Arra
     return _map_tiles(tile, np.ones(shape, bool), 4, np.float32, TILE)
 
 
-def lazy_embedding(
-    slide: Slide,
-    mask: NDArray[np.bool_],
-    mpp: float,
-    encoder: Encoder,
-    overlap: float = 0.0,
-    stain: Stain | None = None,
-) -> da.Array:
-    """(channels, rows, columns) float16 embedding, zero outside the mask; tiles without tissue are never read.
+@dataclass(frozen=True)
+class LocalTile:
+    """Describes tiles of superpixels by what is in them, each once.
 
-    The stain of the slide, if given, is replaced by the standard one.
+    Attributes
+    ----------
+    slide
+        H&E.
+    mpp
+        Its pixel size in µm.
+    load
+        Gives the encoder; called in each process that works on tiles, so that its weights are not sent about.
+    overlap
+        Of the windows of the encoder.
+    stain
+        Of the slide, to be replaced by the standard one; None to leave it.
+    finished
+        Folder in which finished tiles are kept, so that one that died is gone on with; None to keep none.
     """
-    scale, stride = encoder.mpp / mpp, encoder.stride
-    # Encoders use every core by themselves; meanwhile another thread reads the next tile.
-    encoding = threading.Lock()
 
-    def tile(rows: slice, columns: slice, inside: NDArray[np.bool_]) -> NDArray[np.float16]:
+    slide: Slide
+    mpp: float
+    load: Callable[[], Encoder]
+    overlap: float = 0.0
+    stain: Stain | None = None
+    finished: Path | None = None
+
+    def __call__(self, rows: slice, columns: slice, inside: NDArray[np.bool_]) -> NDArray[np.float16]:
+        """(channels, rows, columns), zero outside the tissue; tiles without tissue are never read."""
+        encoder = self.load()
+        values = np.zeros((local_channels(encoder), *inside.shape), np.float16)
         if not inside.any():
-            return np.zeros((local_channels(encoder), *inside.shape), np.float16)
-        y0, y1 = surroundings(encoder, rows.start, rows.stop, overlap)
-        x0, x1 = surroundings(encoder, columns.start, columns.stop, overlap)
-        rgb = slide.read(scale, *(stride * edge for edge in (y0, y1, x0, x1)))
-        if stain is not None:
-            rgb = restain(rgb, stain)
-        with encoding:
-            return embed_tile(encoder, rgb, inside, (rows.start - y0, columns.start - x0), overlap)
+            return values
+        kept = None if self.finished is None else self.finished / f"{rows.start}-{columns.start}.npy"
+        if kept is not None and kept.exists():
+            return np.asarray(np.load(kept))
+        (top, bottom), (left, right) = (_ends(inside.any(axis=axis)) for axis in (1, 0))
+        rows = slice(rows.start + top, rows.start + bottom)
+        columns = slice(columns.start + left, columns.start + right)
+        part = slice(top, bottom), slice(left, right)
+        values[:, *part] = self._described(encoder, rows, columns, inside[part])
+        if kept is not None:
+            aside = kept.with_name(f"{uuid.uuid4().hex}.partial")
+            with open(aside, "wb") as file:
+                np.save(file, values)
+            os.replace(aside, kept)
+        return values
 
+    def _described(
+        self, encoder: Encoder, rows: slice, columns: slice, inside: NDArray[np.bool_]
+    ) -> NDArray[np.float16]:
+        y0, y1 = surroundings(encoder, rows.start, rows.stop, self.overlap)
+        x0, x1 = surroundings(encoder, columns.start, columns.stop, self.overlap)
+        with _AHEAD:
+            rgb = self.slide.read(encoder.mpp / self.mpp, *(encoder.stride * edge for edge in (y0, y1, x0, x1)))
+            if self.stain is not None:
+                rgb = restain(rgb, self.stain)
+            with _ENCODING:
+                return embed_tile(encoder, rgb, inside, (rows.start - y0, columns.start - x0), self.overlap)
+
+
+def lazy_embedding(tile: LocalTile, mask: NDArray[np.bool_]) -> da.Array:
+    """(channels, rows, columns) float16 embedding, zero outside the mask."""
+    encoder = tile.load()
     # Windows that reach into several tiles are encoded for each: few do if tiles are whole steps.
-    step = window_step(encoder, overlap)
-    side = math.ceil(TILE / step) * step
+    step = window_step(encoder, tile.overlap)
+    side = math.ceil(ENCODED / step) * step
     local = _map_tiles(tile, mask, local_channels(encoder), np.float16, side).rechunk({1: TILE, 2: TILE})
     tissue = da.from_array(mask.astype(np.float16)[None], chunks=(1, *local.chunks[1:]))
     border = max(CONTEXT_WINDOWS) // 2
@@ -92,6 +136,12 @@ def lazy_embedding(
     )
     cropped: da.Array = embedding[:, : mask.shape[0], : mask.shape[1]]
     return cropped
+
+
+def _ends(present: NDArray[np.bool_]) -> tuple[int, int]:
+    """First position that is true, and the one after the last."""
+    found = np.flatnonzero(present)
+    return int(found[0]), int(found[-1]) + 1
 
 
 def slide_stain(slide: Slide, mask: NDArray[np.bool_], mpp: float) -> Stain:

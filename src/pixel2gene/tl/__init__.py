@@ -8,6 +8,7 @@ from pixel2gene.tl._denoise import denoise
 from pixel2gene.tl._embed import embed
 from pixel2gene.tl._evaluate import evaluate
 from pixel2gene.tl._fit import fit
+from pixel2gene.tl._open_map import open_map
 from pixel2gene.tl._predict import predict
 from pixel2gene.tl._tissue import tissue
 
@@ -20,6 +21,7 @@ __all__ = [
     "embed",
     "evaluate",
     "fit",
+    "open_map",
     "predict",
     "tissue",
 ]

@@ -1,20 +1,22 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from typing import Literal
 
 from spatialdata import SpatialData
 
 from pixel2gene import __version__
 from pixel2gene.core.device import choose_device
-from pixel2gene.core.embedding import choose_overlap
-from pixel2gene.core.encoders import get_encoder
+from pixel2gene.core.embedding import CONTEXT_WINDOWS, choose_overlap, local_channels
+from pixel2gene.core.encoders import shared_encoder
 from pixel2gene.spatial.elements import get_record, image_element, require_new, write_elements
 from pixel2gene.spatial.grid import SUPERPIXEL_UM, superpixel_grid
 from pixel2gene.spatial.image import open_image
 from pixel2gene.spatial.mask import read_mask
 from pixel2gene.spatial.pixel_size import pixel_size
-from pixel2gene.spatial.raster import TILE, fingerprint, lazy_embedding, slide_stain
+from pixel2gene.spatial.raster import TILE, LocalTile, fingerprint, lazy_embedding, slide_stain
+from pixel2gene.spatial.resume import finished_tiles
 
 
 def embed(
@@ -73,6 +75,9 @@ def embed(
     None. Adds ``images[key_added]``: (c, y, x) float16 on the superpixel grid of 8 µm, zero outside the tissue.
     Encoder, hash of its weights, pixel size and tissue are recorded in ``sdata.attrs["pixel2gene"][key_added]``.
 
+    Of a SpatialData in a store, tiles that are finished are kept beside it until all are, in a folder whose name starts
+    with that of the store: called again after it was interrupted, with the same arguments, `embed` goes on from there.
+
     Raises
     ------
     KeyError
@@ -97,12 +102,12 @@ def embed(
     mpp = pixel_size(sdata, image_key, mpp=mpp, force=force)
     grid = superpixel_grid(sdata, image_key, mpp)
     mask = read_mask(sdata, tissue_key, image_key, grid)
-    chosen = get_encoder(encoder, choose_device(device))
+    load = partial(shared_encoder, os.fspath(encoder), choose_device(device))
+    chosen = load()
     share = choose_overlap(chosen, overlap)
     if stain not in (None, "macenko"):
         raise ValueError(f"stain={stain!r}; 'macenko' or None expected.")
     own = None if stain is None else slide_stain(slide, mask, mpp)
-    values = lazy_embedding(slide, mask, mpp, chosen, share, own)
     record = {
         "verb": "embed",
         "version": __version__,
@@ -113,7 +118,7 @@ def embed(
         "fingerprint": fingerprint(slide),
         "encoder": {
             "name": chosen.name,
-            "channels": values.shape[0],
+            "channels": local_channels(chosen) * (1 + len(CONTEXT_WINDOWS)),
             "mpp": chosen.mpp,
             "superpixel_um": SUPERPIXEL_UM,
             "licence": chosen.licence,
@@ -122,7 +127,9 @@ def embed(
             "stain": stain,
         },
     }
-    channels = [f"{chosen.name}_{i}" for i in range(values.shape[0])]
-    # Models read all channels of a superpixel at once, so that they stay together in a chunk.
-    element = image_element(values, grid, channels, chunks=(len(channels), TILE, TILE))
-    write_elements(sdata, {key_added: element}, record, progress=progress, label="embed")
+    with finished_tiles(sdata, key_added, record, mask) as finished:
+        values = lazy_embedding(LocalTile(slide, mpp, load, share, own, finished), mask)
+        channels = [f"{chosen.name}_{i}" for i in range(values.shape[0])]
+        # Models read all channels of a superpixel at once, so that they stay together in a chunk.
+        element = image_element(values, grid, channels, chunks=(len(channels), TILE, TILE))
+        write_elements(sdata, {key_added: element}, record, progress=progress, label="embed")

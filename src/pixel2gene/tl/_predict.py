@@ -1,24 +1,39 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import anndata as ad
 import numpy as np
 import pandas as pd
+import psutil
+import torch
+from numpy.typing import NDArray
 from spatialdata import SpatialData
 from tqdm.auto import tqdm
 
 from pixel2gene import __version__
 from pixel2gene.core.device import choose_device
+from pixel2gene.core.ensemble import Ensemble
 from pixel2gene.core.model import Model
 from pixel2gene.core.regression import predict_rates
 from pixel2gene.spatial.elements import (
+    compute,
     image_element,
     labels_element,
     require_new,
     rows_as_raster,
     table_element,
     write_elements,
+)
+from pixel2gene.spatial.embedded import Embedded
+from pixel2gene.spatial.latent import (
+    LATENT_SIDE,
+    add_latent_map,
+    lazy_latents,
+    lazy_trust,
+    link_of,
+    outputs_of,
 )
 from pixel2gene.spatial.modelled import open_for_model, training_slide
 
@@ -31,6 +46,7 @@ def predict(
     *,
     genes: Sequence[str] | None = None,
     min_score: float | None = None,
+    lazy: bool = False,
     image_key: str | None = None,
     embedding_key: str | None = None,
     key_added: str = "predicted",
@@ -50,6 +66,9 @@ def predict(
         To predict, all of the model's by default.
     min_score
         Leave out genes whose held-out ``pearson`` in ``model.scores`` is lower or NaN, also of those asked for.
+    lazy
+        For whole transcriptomes, and slides whose table does not fit into memory: keep what all genes have in common,
+        and compute the raster of a gene when it is looked at.
     image_key, embedding_key
         Those of the training by default.
     key_added
@@ -74,6 +93,11 @@ def predict(
     rest of it (`pixel2gene.core.trust.Familiarity`): evenly between 0 and 1 on tissue like that, near 0 on ink, blur,
     folds, another stain or other tissue.
 
+    With `lazy`, the table has neither X nor standard deviations, and instead of the map there is
+    ``images[f"{key_added}_latent"]``, (members * width, y, x) float16, the last hidden units of the network;
+    ``varm["outputs"]`` has the weights that make rates of them. ``images[f"{key_added}_map"]`` is then in memory only,
+    see `pixel2gene.tl.open_map`; ``sdata.write`` writes all of it, unless it is deleted before.
+
     Raises
     ------
     KeyError
@@ -81,41 +105,23 @@ def predict(
     ValueError
         If the embedding is of another encoder or scale than the model's, a result exists, or no gene reaches
         `min_score`.
+    MemoryError
+        If the table does not fit into the memory that is free.
     """
     embedded = open_for_model(sdata, model, image_key, embedding_key)
-    keys = [key_added, *(f"{key_added}_{what}" for what in ("superpixels", "map", "trust"))]
-    require_new(sdata, keys, overwrite)
-    names = _chosen_genes(model, genes, min_score)
-    positions = pd.Index(model.genes).get_indexer(pd.Index(names))
-
+    keys = [key_added, *(f"{key_added}_{what}" for what in ("superpixels", "trust", "latent" if lazy else "map"))]
+    # A lazy map is on disk only if the user wrote it.
+    other = f"{key_added}_{'map' if lazy else 'latent'}"
+    require_new(sdata, [*keys, other], overwrite)
+    model = model.of_genes(_chosen_genes(model, genes, min_score))
+    slide = training_slide(model, embedded)
+    depth = 1.0 if slide is None else slide.depth
     chosen_device = choose_device(device)
     network = model.network.to(chosen_device)
-    slide = training_slide(model, embedded)
-    blocks = tqdm(
-        embedded.blocks_with_raw(), total=embedded.values.npartitions, desc="predict", disable=not progress, leave=False
-    )
-    parts = [
-        (index, *predict_rates(network, features, positions, chosen_device), model.familiarity.trust(raw))
-        for index, raw, features in blocks
-    ]
-    superpixels, mean, sd, trust = (np.concatenate(column) for column in zip(*parts, strict=True))
-    order = np.argsort(superpixels)
-    superpixels, mean, sd, trust = superpixels[order], mean[order], sd[order], trust[order]
-    sd = np.sqrt(np.square(sd) + mean * model.scores.loc[names, "misfit"].to_numpy(np.float32))
-    if slide is not None:
-        mean, sd = mean * np.float32(slide.depth), sd * np.float32(slide.depth)
-
-    grid = embedded.grid
+    grid, superpixels = embedded.grid, embedded.statistics.superpixels
     tissue = np.zeros(grid.size, bool)
     tissue[superpixels] = True
-    table = ad.AnnData(
-        mean,
-        obs=pd.DataFrame({"trust": trust}, index=(superpixels + 1).astype(str)),
-        var=model.scores.loc[names],
-        layers={"sd": sd},
-        obsm={"spatial": grid.centres[superpixels] * grid.factor},
-    )
-    table.uns["pixel2gene"] = record = {
+    record = {
         "verb": "predict",
         "version": __version__,
         "image_key": embedded.image_key,
@@ -124,18 +130,86 @@ def predict(
         "training_slides": [s.name for s in model.slides],
         "trained_on_this_slide": slide is not None,
     }
+    if lazy:
+        head = network.head().cpu()
+        record |= link_of(head, depth)
+        table = ad.AnnData(obs=pd.DataFrame(index=(superpixels + 1).astype(str)), var=model.scores)
+        table.varm["outputs"] = outputs_of(head)
+        latents = lazy_latents(embedded, network, chosen_device)
+        chunks = (latents.shape[0], LATENT_SIDE, LATENT_SIDE)
+        raster = image_element(latents, grid, _latent_names(head), chunks=chunks)
+        trust = compute(lazy_trust(embedded, model.familiarity), "trust", progress).reshape(-1)[superpixels]
+    else:
+        rows = _predicted_rows(embedded, model, chosen_device, progress)
+        mean, trust = rows.mean * np.float32(depth), rows.trust
+        table = ad.AnnData(
+            mean,
+            obs=pd.DataFrame(index=(superpixels + 1).astype(str)),
+            var=model.scores,
+            layers={"sd": rows.sd * np.float32(depth)},
+        )
+        raster = image_element(rows_as_raster(mean, superpixels, grid), grid, model.genes)
+    table.obs["trust"] = trust.astype(np.float32)
+    table.obsm["spatial"] = grid.centres[superpixels] * grid.factor
+    table.uns["pixel2gene"] = record
     write_elements(
         sdata,
         {
             keys[1]: labels_element(grid.ids(tissue.reshape(grid.shape)), grid),
-            keys[2]: image_element(rows_as_raster(mean, superpixels, grid), grid, names),
-            keys[3]: image_element(rows_as_raster(trust[:, None], superpixels, grid), grid, ["trust"]),
+            keys[3]: raster,
+            keys[2]: image_element(rows_as_raster(trust[:, None], superpixels, grid), grid, ["trust"]),
             keys[0]: table_element(table, keys[1], superpixels + 1),
         },
         record,
         progress=progress,
         label="write",
+        instead_of=[other],
     )
+    if lazy:
+        add_latent_map(sdata, key_added)
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Of the superpixels of the tissue: (superpixels, genes) rates and how far the truth may lie from them; trust."""
+
+    mean: NDArray[np.float32]
+    sd: NDArray[np.float32]
+    trust: NDArray[np.float32]
+
+
+def _predicted_rows(embedded: Embedded, model: Model, device: torch.device, progress: bool) -> _Rows:
+    superpixels = embedded.statistics.superpixels
+    size = (len(superpixels), len(model.genes))
+    _require_memory(size)
+    rows = _Rows(np.empty(size, np.float32), np.empty(size, np.float32), np.empty(size[0], np.float32))
+    misfit = model.scores["misfit"].to_numpy(np.float32)
+    everything = np.arange(size[1])
+    blocks = tqdm(
+        embedded.blocks(), total=embedded.values.npartitions, desc="predict", disable=not progress, leave=False
+    )
+    for index, raw, features in blocks:
+        at = np.searchsorted(superpixels, index)
+        mean, sd = predict_rates(model.network, features, everything, device)
+        rows.mean[at], rows.sd[at] = mean, np.sqrt(np.square(sd) + mean * misfit)
+        rows.trust[at] = model.familiarity.trust(raw)
+    return rows
+
+
+def _require_memory(size: tuple[int, int]) -> None:
+    """Refuse a table that cannot be held."""
+    needed, free = 8 * size[0] * size[1], psutil.virtual_memory().available
+    if needed > free:
+        raise MemoryError(
+            f"The table of {size[0]} superpixels x {size[1]} genes takes {needed / 1e9:.1f} GB, and "
+            f"{free / 1e9:.1f} GB of memory are free: name fewer genes, set min_score=, or pass lazy=True, which makes "
+            "no table and computes the raster of a gene when it is looked at."
+        )
+
+
+def _latent_names(head: Ensemble) -> list[str]:
+    width = head.architecture.channels
+    return [f"member{i // width}_{i % width}" for i in range(head.architecture.members * width)]
 
 
 def _chosen_genes(model: Model, genes: Sequence[str] | None, min_score: float | None) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -85,3 +86,9 @@ def get_encoder(name: str | os.PathLike[str], device: torch.device) -> Encoder:
     from pixel2gene.core.encoders.hipt import hipt_from_folder
 
     return hipt_from_folder(folder, device)
+
+
+@cache
+def shared_encoder(name: str, device: torch.device) -> Encoder:
+    """`get_encoder`, once in each process."""
+    return get_encoder(name, device)

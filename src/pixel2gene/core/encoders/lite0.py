@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnxruntime
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, ValueInfoProto, helper, numpy_helper
 from torch import Tensor
 
 WEIGHTS_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
@@ -19,6 +19,9 @@ BATCH_NORM_EPS = 1e-3
 # Blocks after which a stage ends, and how much its map is pooled to reach 16 px.
 STAGE_ENDS = {2: 4, 4: 2, 10: 1}
 DOWNSAMPLING_BLOCKS = {1, 3, 5}
+# The stem and blocks before stride 8, whose maps are the largest; rows of pixels at once, and around them after which
+# a border no longer shows.
+FINE_BLOCKS, STRIP, STRIP_HALO = 4, 1024, 16
 
 
 class Conv(NamedTuple):
@@ -44,6 +47,11 @@ class Block(NamedTuple):
     shortcut: bool
     pool: int | None
 
+    @property
+    def channels(self) -> int:
+        """Of its output."""
+        return len(self.convs[-1].weight)
+
 
 class Lite0:
     """The default encoder: 176 channels per superpixel of 16 x 16 px at 0.5 µm/px.
@@ -67,7 +75,8 @@ class Lite0:
         self.weights_sha256 = WEIGHTS_SHA256
         blocks = load_blocks()
         if device.type == "cpu":
-            self._session = _onnx_session(blocks)
+            self._fine = _onnx_session(blocks[:FINE_BLOCKS], 3, with_map=True)
+            self._coarse = _onnx_session(blocks[FINE_BLOCKS:], blocks[FINE_BLOCKS - 1].channels)
         else:
             self._blocks = [
                 (block, [(_to(conv.weight, device), _to(conv.bias, device)) for conv in block.convs])
@@ -86,12 +95,26 @@ class Lite0:
         -------
         (batch, 176, height / 16, width / 16), float32.
         """
-        scaled = rgb.float() / 127.5 - 1
         if self.device.type == "cpu":
-            stages = self._session.run(None, {"rgb": scaled.numpy()})
-            return torch.from_numpy(np.concatenate(stages, axis=1))
+            return torch.from_numpy(self._encode_on_cpu(rgb.numpy()))
         with torch.inference_mode():
-            return torch.cat(_torch_stages(self._blocks, scaled.to(self.device)), dim=1)
+            return torch.cat(_torch_stages(self._blocks, _scaled(rgb.to(self.device).float())), dim=1)
+
+    def _encode_on_cpu(self, rgb: NDArray[Any]) -> NDArray[np.float32]:
+        """Strip by strip at fine resolution, whose maps are large, and all at once at coarse resolution."""
+        maps, fine, height = [], [], rgb.shape[2]
+        for start in range(0, height, STRIP):
+            stop = min(start + STRIP, height)
+            first, last = max(start - STRIP_HALO, 0), min(stop + STRIP_HALO, height)
+            pooled, whole = self._fine.run(None, {"x": _scaled(rgb[:, :, first:last].astype(np.float32))})
+            fine.append(pooled[:, :, (start - first) // 16 : (stop - first) // 16])
+            maps.append(whole[:, :, (start - first) // 4 : (stop - first) // 4])
+        coarse = self._coarse.run(None, {"x": np.concatenate(maps, axis=2)})
+        return np.concatenate([np.concatenate(fine, axis=2), *coarse], axis=1)
+
+
+def _scaled[Pixels: (NDArray[np.float32], Tensor)](rgb: Pixels) -> Pixels:
+    return rgb / 127.5 - 1
 
 
 def _to(array: NDArray[np.float32], device: torch.device) -> Tensor:
@@ -149,10 +172,11 @@ def load_blocks() -> tuple[Block, ...]:
     return tuple(blocks)
 
 
-def _onnx_session(blocks: tuple[Block, ...]) -> onnxruntime.InferenceSession:
+def _onnx_session(blocks: tuple[Block, ...], channels: int, *, with_map: bool = False) -> onnxruntime.InferenceSession:
+    """From "x" to the pooled stages, and to the map of the last block if that is wanted."""
     nodes, outputs = [], []
     weights = [numpy_helper.from_array(np.array(n, np.float32), name) for n, name in ((0, "zero"), (6, "six"))]
-    x = "rgb"
+    x = "x"
     for i, block in enumerate(blocks):
         y = x
         for j, conv in enumerate(block.convs):
@@ -186,10 +210,12 @@ def _onnx_session(blocks: tuple[Block, ...]) -> onnxruntime.InferenceSession:
                     "AveragePool", [x], [f"stage_{i}"], kernel_shape=[block.pool] * 2, strides=[block.pool] * 2
                 )
             )
-            outputs.append(
-                helper.make_tensor_value_info(f"stage_{i}", TensorProto.FLOAT, ["batch", None, "rows", "columns"])
-            )
-    rgb = helper.make_tensor_value_info("rgb", TensorProto.FLOAT, ["batch", 3, "height", "width"])
-    graph = helper.make_graph(nodes, "lite0", [rgb], outputs, weights)
+            outputs.append(f"stage_{i}")
+    outputs += [x] if with_map else []
+    graph = helper.make_graph(nodes, "lite0", [_maps("x", channels)], [_maps(name) for name in outputs], weights)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10)
     return onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+
+
+def _maps(name: str, channels: int | None = None) -> ValueInfoProto:
+    return helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", channels, "rows", "columns"])

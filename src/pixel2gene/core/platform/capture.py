@@ -22,6 +22,8 @@ SQUARE = 32
 LENGTHS, SHORT_LENGTH = (50.0, 100.0), 20.0
 # Variance of the level of all blocks, which is not known.
 LEVEL = 1.0
+# Places whose correlation with all blocks is computed at once.
+PLACES = 10_000
 # Standard errors by which the held-out gain must exceed 0.
 CLEAR = 3.0
 
@@ -165,9 +167,9 @@ class _Field:
         covariance = _covariance(blocks, self.mean, self.length)
         # The mean of fewer groups has more of what is their own.
         covariance += (1 / groups.sum() - 1 / len(groups)) * _covariance(blocks, self.own, self.length)
-        across = self.variance * _correlation(centres, blocks.centres, self.length)
-        found: Floats = across @ np.linalg.solve(covariance, blocks.ratio[:, groups].mean(axis=1))
-        return found
+        weight = self.variance * np.linalg.solve(covariance, blocks.ratio[:, groups].mean(axis=1))
+        parts = np.array_split(centres, -(-len(centres) // PLACES))
+        return np.concatenate([_correlation(part, blocks.centres, self.length) @ weight for part in parts])
 
     def variance_within(self, blocks: _Blocks) -> float:
         """Variance of the field over the slide, expected given what was seen."""

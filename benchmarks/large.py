@@ -1,0 +1,109 @@
+"""Slides of any size for the benchmarks of speed and memory: a small simulated slide, mirrored over and over."""
+
+from __future__ import annotations
+
+import anndata as ad
+import dask.array as da
+import geopandas as gpd
+import numpy as np
+import pandas as pd
+import shapely
+from scipy.sparse import csr_matrix, vstack
+from spatialdata import SpatialData
+from spatialdata.models import Image2DModel, ShapesModel, TableModel
+from spatialdata.transformations import Identity, Scale
+
+import pixel2gene as p2g
+from pixel2gene.spatial.elements import RECORDS, image_element, labels_element
+from pixel2gene.spatial.geometry import raster_levels
+from pixel2gene.spatial.grid import superpixel_grid
+from pixel2gene.spatial.image import open_image
+from pixel2gene.spatial.raster import TILE, fingerprint
+
+MPP = 0.5
+SEED_SIDE = 1024  # px
+_COMPONENTS = 12
+_ROWS = 2_000
+
+
+def large_image(side: int, chunk: int = SEED_SIDE) -> SpatialData:
+    """Lazy H&E of `side` x `side` px at 0.5 µm/px, all tissue, painted once and mirrored."""
+    seed = raster_levels(p2g.datasets.simulate("visium_hd", size=(chunk, chunk), n_genes=2)["he"])[0].data.compute()
+
+    def tile(block_info: dict | None = None) -> np.ndarray:
+        assert block_info is not None
+        _, row, column = block_info[None]["chunk-location"]
+        mirrored = seed[:, :: -1 if row % 2 else 1, :: -1 if column % 2 else 1]
+        _, height, width = block_info[None]["chunk-shape"]
+        return mirrored[:, :height, :width]
+
+    chunks = tuple((chunk,) * (side // chunk) + ((side % chunk,) if side % chunk else ()) for _ in range(2))
+    lazy = da.map_blocks(tile, chunks=((3,), *chunks), dtype=np.uint8, meta=np.empty((0, 0, 0), np.uint8))
+    transformations = {"global": Identity(), "micrometers": Scale([MPP, MPP], axes=("x", "y"))}
+    return SpatialData(images={"he": Image2DModel.parse(lazy, dims=("c", "y", "x"), transformations=transformations)})
+
+
+def embedded_slide(side: int, n_genes: int = 0, counts_per_bin: float = 200.0) -> SpatialData:
+    """Slide of `side` x `side` superpixels with an embedding, mirrored, and bins on every superpixel.
+
+    Genes have log-normal levels, as sparse as those of a whole transcriptome, and rates that a random function of the
+    embedding's principal components tells.
+    """
+    seed = p2g.datasets.simulate("visium_hd", size=(SEED_SIDE, SEED_SIDE), n_genes=2)
+    whole = np.ones((SEED_SIDE // 16, SEED_SIDE // 16), np.uint8)
+    pixels = round(8 / MPP) * side
+    sdata = large_image(pixels, SEED_SIDE)
+    grid = superpixel_grid(sdata, "he", MPP)
+    seed["he_tissue"] = labels_element(whole, superpixel_grid(seed, "he", MPP))
+    p2g.tl.embed(seed, "he", tissue_key="he_tissue", mpp=MPP, progress=False)
+    values = np.asarray(seed["he_embedding"].data)
+    index = np.pad(np.arange(values.shape[1]), (0, side - values.shape[1]), mode="symmetric")
+    mirrored = da.from_array(values, chunks=(-1, TILE, TILE))[:, index][:, :, index]
+    channels = [str(name) for name in seed["he_embedding"].c.values]
+    sdata["he_embedding"] = image_element(mirrored, grid, channels, chunks=(len(channels), TILE, TILE))
+    record = seed.attrs[RECORDS]["he_embedding"] | {"fingerprint": fingerprint(open_image(sdata, "he"))}
+    sdata.attrs[RECORDS] = {"he_embedding": record}
+    if n_genes:
+        _add_bins(sdata, values, index, n_genes, counts_per_bin)
+    return sdata
+
+
+def _add_bins(sdata: SpatialData, values: np.ndarray, index: np.ndarray, n_genes: int, counts_per_bin: float) -> None:
+    rng = np.random.default_rng(0)
+    flat = values.reshape(len(values), -1).T.astype(np.float32)
+    flat = (flat - flat.mean(axis=0)) / flat.std(axis=0).clip(1e-3)
+    u, s, _ = np.linalg.svd(flat - flat.mean(axis=0), full_matrices=False)
+    scores = (u * s)[:, :_COMPONENTS]
+    scores /= scores.std(axis=0)
+    loadings = rng.normal(0, 0.25, (_COMPONENTS, n_genes)).astype(np.float32)
+    level = np.exp(rng.normal(0, 2, n_genes))
+    rate = np.exp(np.tanh(scores / 2) @ loadings) * (level / level.sum() * counts_per_bin)
+    place = (index[:, None] * values.shape[2] + index).ravel()
+    parts = [csr_matrix(_poisson(rate[place[start : start + _ROWS]], rng)) for start in range(0, len(place), _ROWS)]
+    side, step = len(index), 8 / MPP
+    row, column = np.indices((side, side)).reshape(2, -1)
+    boxes = shapely.box(column * step, row * step, (column + 1) * step, (row + 1) * step)
+    transformations = {"global": Identity(), "micrometers": Scale([MPP, MPP], axes=("x", "y"))}
+    sdata["bins"] = ShapesModel.parse(gpd.GeoDataFrame(geometry=boxes), transformations=transformations)
+    table = ad.AnnData(
+        vstack(parts, format="csr"),
+        obs=pd.DataFrame({"array_row": row, "array_col": column, "region": pd.Categorical(["bins"] * len(row))}),
+        var=pd.DataFrame(index=[f"GENE{i}" for i in range(n_genes)]),
+    )
+    table.obs["instance_id"] = np.arange(len(row))
+    sdata["counts"] = TableModel.parse(table, region="bins", region_key="region", instance_key="instance_id")
+
+
+def _poisson(rate: np.ndarray, rng: np.random.Generator) -> csr_matrix:
+    """Draw the few counts there are: their number first, then where they fall."""
+    number = rng.poisson(rate.sum(axis=1))
+    edges = np.cumsum(rate, axis=1, dtype=np.float64)
+    row = np.repeat(np.arange(len(rate)), number)
+    aim = rng.random(len(row)) * edges[row, -1]
+    offset = np.arange(len(rate)) * (edges.max() + 1)
+    column = np.searchsorted((edges + offset[:, None]).ravel(), aim + offset[row]) - row * rate.shape[1]
+    column = column.clip(0, rate.shape[1] - 1)
+    ones = np.ones(len(row), np.float32)
+    counts = csr_matrix((ones, (row, column.astype(np.int32))), shape=rate.shape)
+    counts.sum_duplicates()
+    return counts

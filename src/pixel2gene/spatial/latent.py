@@ -1,0 +1,148 @@
+"""Predictions kept as what all genes have in common, from which the raster of any gene is computed on demand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+import dask.array as da
+import numpy as np
+import torch
+import xarray as xr
+from anndata import AnnData
+from numpy.typing import NDArray
+from spatialdata import SpatialData
+from spatialdata.transformations import get_transformation
+
+from pixel2gene.core.ensemble import Architecture, Ensemble
+from pixel2gene.core.trust import Familiarity
+from pixel2gene.spatial.elements import RASTER_CHUNKS, RECORDS, get_record, get_table, image_element
+from pixel2gene.spatial.embedded import Embedded
+from pixel2gene.spatial.geometry import get_element, raster_levels
+from pixel2gene.spatial.grid import Grid
+
+LATENT_SIDE = 128
+
+
+def lazy_latents(embedded: Embedded, network: Ensemble, device: torch.device) -> da.Array:
+    """(members * width, rows, columns) float16 last hidden units of an ensemble, NaN outside the tissue."""
+    statistics = embedded.statistics
+
+    def latents(raw: NDArray[np.float16]) -> NDArray[np.float16]:
+        with torch.inference_mode():
+            features = torch.from_numpy(statistics.standardise(raw)).to(device)
+            latent: NDArray[np.float16] = network.latent(features).half().permute(1, 0, 2).flatten(1).cpu().numpy()
+        return latent
+
+    return _of_tissue(embedded, latents, network.architecture.members * network.architecture.hidden[-1])
+
+
+def lazy_trust(embedded: Embedded, familiarity: Familiarity) -> da.Array:
+    """(1, rows, columns) float16 trust, NaN outside the tissue."""
+    return _of_tissue(embedded, lambda raw: familiarity.trust(raw)[:, None].astype(np.float16), 1)
+
+
+def outputs_of(head: Ensemble) -> NDArray[np.float32]:
+    """(genes, weights) what makes rates of latents, for ``varm["outputs"]``."""
+    return np.concatenate([value.reshape(-1, value.shape[-1]).cpu().numpy() for value in _of_genes(head).values()]).T
+
+
+def open_latent_map(sdata: SpatialData, key: str) -> xr.DataArray:
+    """(genes, y, x) float16 expected counts per superpixel, each block of genes computed when it is asked for.
+
+    Raises
+    ------
+    KeyError
+        If there is no result of `pixel2gene.tl.predict` with ``lazy=True`` of that key.
+    """
+    record = get_record(sdata, f"{key}_latent", "predict")
+    latent = raster_levels(get_element(sdata, f"{key}_latent", "images"))[0]
+    table = get_table(sdata, key)
+    values = _gene_maps(latent.data, _head(table, record["architecture"]), float(record["depth"]))
+    # Where the latents are, also on a slide that was cropped since.
+    grid = Grid((latent.sizes["y"], latent.sizes["x"]), 1.0, get_transformation(latent, get_all=True))
+    return image_element(values, grid, table.var_names)
+
+
+def add_latent_map(sdata: SpatialData, key: str) -> None:
+    """Add what `open_latent_map` makes, and record it as ours."""
+    sdata.attrs[RECORDS] = {**sdata.attrs[RECORDS], f"{key}_map": get_record(sdata, f"{key}_latent", "predict")}
+    sdata[f"{key}_map"] = open_latent_map(sdata, key)
+
+
+def find_map(sdata: SpatialData, key: str) -> tuple[str, xr.DataArray] | None:
+    """Find the raster of a result by its key, kept or computed on demand; None if there is no such result.
+
+    Before it, the key of an image that lies where it does.
+    """
+    if f"{key}_map" in sdata.images:
+        return f"{key}_map", raster_levels(sdata.images[f"{key}_map"])[0]
+    return (f"{key}_latent", open_latent_map(sdata, key)) if f"{key}_latent" in sdata.images else None
+
+
+def link_of(head: Ensemble, depth: float) -> dict[str, Any]:
+    """What `open_latent_map` wants to find in the record besides ``varm``."""
+    return {"architecture": {**asdict(head.architecture), "hidden": []}, "depth": depth}
+
+
+def _gene_maps(latent: da.Array, head: Ensemble, depth: float) -> da.Array:
+    members, genes = head.architecture.members, head.architecture.genes
+
+    def block(positions: NDArray[np.intp], values: NDArray[np.float16]) -> NDArray[np.float16]:
+        inside = np.isfinite(values[0])
+        maps = np.full((len(positions), *inside.shape), np.nan, np.float16)
+        x = torch.from_numpy(values[:, inside]).float().reshape(members, -1, int(inside.sum())).transpose(1, 2)
+        chosen = torch.from_numpy(positions)
+        with torch.inference_mode():
+            rate = head.link(head.outputs(x, genes=chosen), chosen).mean(dim=0) * depth
+        maps[:, inside] = rate.T.half().numpy()
+        return maps
+
+    maps: da.Array = da.blockwise(
+        block,
+        "gyx",
+        da.arange(genes, chunks=RASTER_CHUNKS[0]),
+        "g",
+        latent.rechunk((-1, *RASTER_CHUNKS[1:])),
+        "kyx",
+        concatenate=True,
+        dtype=np.float16,
+        meta=np.empty((0, 0, 0), np.float16),
+    )
+    return maps
+
+
+def _head(table: AnnData, architecture: dict[str, Any]) -> Ensemble:
+    genes = table.n_vars
+    head = Ensemble(Architecture(**architecture | {"hidden": (), "genes": genes})).eval()
+    state = _of_genes(head)
+    outputs = torch.from_numpy(np.ascontiguousarray(table.varm["outputs"].T, np.float32))
+    rows = outputs.split([value.numel() // genes for value in state.values()])
+    found = {name: part.reshape(value.shape) for (name, value), part in zip(state.items(), rows, strict=True)}
+    head.load_state_dict(head.state_dict() | found)
+    return head
+
+
+def _of_genes(head: Ensemble) -> dict[str, torch.Tensor]:
+    """Tensors of a head that have a value per gene, last."""
+    return {name: value for name, value in head.state_dict().items() if not name.startswith("feature_")}
+
+
+def _of_tissue(
+    embedded: Embedded, of_rows: Callable[[NDArray[np.float16]], NDArray[np.float16]], channels: int
+) -> da.Array:
+    """Raster of (superpixels, channels) values that the (superpixels, channels) raw embedding gives."""
+
+    def block(raw: NDArray[np.float16]) -> NDArray[np.float16]:
+        tissue = (raw != 0).any(axis=0)
+        values = np.full((channels, *tissue.shape), np.nan, np.float16)
+        if tissue.any():
+            values[:, tissue] = of_rows(raw[:, tissue].T).T
+        return values
+
+    lazy = embedded.values.rechunk({0: -1})
+    raster: da.Array = lazy.map_blocks(
+        block, chunks=((channels,), *lazy.chunks[1:]), dtype=np.float16, meta=np.empty((0, 0, 0), np.float16)
+    )
+    return raster
