@@ -7,11 +7,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import dask.array as da
+import geopandas as gpd
 import numpy as np
 import pytest
+import spatialdata_io
+import tifffile
+from PIL import Image
 from scipy.sparse import csr_matrix
 from spatialdata import SpatialData, deepcopy
-from spatialdata.models import Image2DModel
+from spatialdata.models import Image2DModel, ShapesModel
 from spatialdata.transformations import Identity, Scale, set_transformation
 
 import pixel2gene as p2g
@@ -77,6 +81,16 @@ def fit(sdata: SpatialData, **options: object) -> p2g.Model:
     return p2g.tl.fit(sdata, **{"table_key": "counts", "image_key": "he", "progress": False, **options})
 
 
+def swap(sdata: SpatialData) -> None:
+    """Counts of a wide slide with x and y swapped."""
+    sdata["square_008um"]["geometry"] = sdata["square_008um"].affine_transform([0, 1, 1, 0, 0, 0])
+
+
+def half_off(sdata: SpatialData) -> None:
+    # Half of the width is measured.
+    sdata["square_008um"]["geometry"] = sdata["square_008um"].translate(-250)
+
+
 FIT_CASES = [
     ("unknown table", nothing, {"table_key": "nope"}, KeyError, "No 'nope' among the tables; there are ['counts']"),
     ("unknown image", nothing, {"image_key": "nope"}, KeyError, "No 'nope_embedding' written by pixel2gene.tl.embed"),
@@ -91,6 +105,7 @@ FIT_CASES = [
     ("no counts", silent_genes, {}, ValueError, "there is nothing to learn from"),
     ("gene without counts", silent_genes, {"genes": ["GENE0001"]}, ValueError, "have no counts: ['GENE0001']"),
     ("counts elsewhere", shift_counts, {}, ValueError, "No unit of table 'counts' overlaps image 'he'"),
+    ("most counts elsewhere", half_off, {}, ValueError, "lie on image 'he' (768 x 768 px): load the image that"),
     ("no link", no_link, {}, ValueError, "annotates no element"),
     ("device", nothing, {"device": "cuda:99"}, (ValueError, RuntimeError), "cuda"),
 ]
@@ -118,6 +133,7 @@ IMAGE_CASES = [
     ("16 bit", lambda x: x.astype(np.uint16) * 257, "uint16; uint8 expected"),
     ("float", lambda x: x / 255.0, "float64; uint8 expected"),
     ("fluorescence", lambda x: np.repeat(x, 2, axis=0), "6 channels; 3 (RGB) or 4 (RGBA) expected"),
+    ("fluorescence in RGB", lambda x: (255 - x) // 4, "Nothing on image 'he' is bright, so it is fluorescence"),
     ("glass", lambda x: np.full_like(x, 240), "No tissue was found"),
 ]
 
@@ -130,6 +146,49 @@ def test_tissue(embedded: SpatialData, change: Callable[[np.ndarray], np.ndarray
         p2g.tl.tissue(embedded, "he", key_added="again", progress=False)
     assert message in str(caught.value)
     assert fingerprint(embedded) == before
+
+
+def test_bins_in_microns_are_not_taken_for_pixels(embedded: SpatialData) -> None:
+    bare = SpatialData(images={"he": Image2DModel.parse(pixels(embedded), dims=("c", "y", "x"))})
+    bins = embedded["square_008um"].copy()
+    bins["geometry"] = bins.affine_transform([0.5, 0, 0, 0.5, 0, 0])
+    bare["square_008um"] = ShapesModel.parse(gpd.GeoDataFrame(geometry=bins.geometry))
+    with pytest.raises(ValueError, match="has 1 µm/px, as if their coordinates were in µm instead of its pixels"):
+        p2g.tl.tissue(bare, "he", progress=False)
+    with pytest.raises(ValueError, match="mpp as given: 0.5; bins of 8 µm 'square_008um': 1"):
+        p2g.tl.tissue(bare, "he", mpp=0.5, progress=False)
+    set_transformation(bare["square_008um"], Scale([2, 2], ("x", "y")))
+    p2g.tl.tissue(bare, "he", progress=False)
+    assert bare.attrs["pixel2gene"]["he_tissue"]["mpp"] == pytest.approx(0.5)
+
+
+def test_swapped_coordinates_are_recognised() -> None:
+    sdata = p2g.datasets.simulate(size=(256, 1024), n_genes=3, measured=1.0)
+    p2g.tl.tissue(sdata, "he", progress=False)
+    p2g.tl.embed(sdata, "he", progress=False)
+    swap(sdata)
+    with pytest.raises(ValueError, match=r"lie on image 'he' \(1024 x 256 px\); with x and y swapped \d+ would lie"):
+        fit(sdata)
+
+
+@pytest.mark.parametrize("compression", [None, "deflate", "jpeg"])
+def test_damaged_file(embedded: SpatialData, tmp_path: Path, compression: str | None) -> None:
+    path, picture = tmp_path / "he.ome.tif", np.moveaxis(pixels(embedded), 0, -1)
+    tifffile.imwrite(path, picture, photometric="rgb", tile=(256, 256), compression=compression)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    sdata = SpatialData(images={"he": spatialdata_io.xenium_aligned_image(path, None)})
+    with pytest.raises(ValueError, match="Image 'he' cannot be read at its pixels .* damaged or was cut short"):
+        p2g.tl.tissue(sdata, "he", mpp=0.5, progress=False)
+    assert list(sdata.labels) == []
+
+
+@pytest.mark.skipif(not (SHARED / "xenium_breast_crop_dapi").exists(), reason="the real DAPI image is not here")
+def test_real_dapi_is_no_he() -> None:
+    grey = np.asarray(Image.open(SHARED / "xenium_breast_crop_dapi" / "xen_dapi.png").convert("L"))
+    sdata = SpatialData(images={"dapi": Image2DModel.parse(np.stack([grey] * 3), dims=("c", "y", "x"))})
+    with pytest.raises(ValueError, match="is fluorescence and no H&E"):
+        p2g.tl.tissue(sdata, "dapi", mpp=0.85, progress=False)
 
 
 def test_alpha_channel_is_dropped(embedded: SpatialData) -> None:

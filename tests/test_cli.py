@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -44,10 +45,11 @@ def test_run_leaves_the_input_alone_and_resumes(store: Path, tmp_path: Path) -> 
     assert list(read_zarr(tmp_path / "out.zarr")["predicted"].var_names) == genes
     assert set(pd.read_csv(tmp_path / "out.scores.csv")["gene"]) == set(genes)
 
-    again = runner.invoke(app, arguments)
+    again = runner.invoke(app, [*arguments, "--json"])
     assert again.exit_code == 0, again.output
-    assert "Embed the H&E" in result.output
+    assert "Embed the H&E" in result.stderr
     assert "Embed the H&E" not in again.output
+    assert json.loads(again.stdout)["scores"] == str(tmp_path / "out.scores.csv")
 
 
 @pytest.mark.parametrize(

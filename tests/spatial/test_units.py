@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import shapely
-from scipy.sparse import csc_matrix, csr_matrix
+from scipy.sparse import csc_matrix, csr_array, csr_matrix
 from spatialdata import SpatialData
 from spatialdata.models import Image2DModel, Labels2DModel, PointsModel, ShapesModel, TableModel
 from spatialdata.transformations import Identity, Scale
@@ -215,7 +215,7 @@ def test_themeasured_area_has_gaps_filled_but_ends():
 
 def test_transcripts_elsewhere_or_nameless_are_refused():
     xy, genes = scattered()
-    with pytest.raises(ValueError, match="None of the transcripts 'transcripts' lies on image 'he'"):
+    with pytest.raises(ValueError, match="Only 0% of the transcripts 'transcripts' lie on image 'he'"):
         read(base(transcripts=transcripts(xy + 1000, genes)), "transcripts")
     nameless = PointsModel.parse(pd.DataFrame({"x": xy[:, 0], "y": xy[:, 1]}), transformations=HERE)
     with pytest.raises(ValueError, match="no column 'feature_name'.*set feature_key in PointsModel.parse"):
@@ -250,3 +250,19 @@ def test_genes_asked_for_come_in_that_order(units):
 def test_genes_that_cannot_be_modelled_are_refused(units, genes, least, error, message):
     with pytest.raises(error, match=message):
         select_genes(units, genes, least)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "NegControlProbe_00042", "NegControlCodeword_0500", "UnassignedCodeword_0007", "DeprecatedCodeword_0318",
+        "BLANK_0069", "antisense_SCGB3A1", "Intergenic_Region_10212",  # Xenium
+        "Blank-17",  # MERSCOPE
+        "NegPrb3", "Negative05", "SystemControl41", "FalseCode12",  # CosMx
+    ],
+)  # fmt: skip
+def test_control_probes_of_vendors_are_not_modelled_unasked(name: str) -> None:
+    genes = pd.Index(["NEGR1", name, "BLNK"])
+    units = Units(genes, csr_array(np.full((4, 3), 50.0)), csr_array((4, 1)))
+    assert genes[select_genes(units, None, 20)].tolist() == ["NEGR1", "BLNK"]
+    assert select_genes(units, [name], 20).tolist() == [1]

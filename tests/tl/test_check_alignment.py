@@ -85,6 +85,22 @@ def test_counts_that_the_image_does_not_tell_are_said_to_be_unknown(slide: Spati
     assert not found.known and not found.off
 
 
+@pytest.mark.parametrize(
+    ("matrix", "said"),
+    [
+        ([1, 0, 0, -1, 0, 768], "with y flipped"),
+        ([-1, 0, 0, 1, 768, 0], "with x flipped"),
+        ([0, 1, 1, 0, 0, 0], "with x and y swapped"),
+        ([-1, 0, 0, -1, 768, 768], "turned by 180°"),
+    ],
+)
+def test_mirrored_counts_are_recognised(slide: SpatialData, matrix: list[float], said: str) -> None:
+    sdata = deepcopy(slide)
+    sdata["square_008um"]["geometry"] = sdata["square_008um"].affine_transform(matrix)
+    with pytest.warns(UserWarning, match=f"seem to be mirrored: {said} .* Correct the transformation, or the image"):
+        assert not check(sdata).known
+
+
 def test_bad_input(slide: SpatialData) -> None:
     sdata = deepcopy(slide)
     with pytest.raises(KeyError, match=r"No 'nope' among the tables; there are \['counts'\]"):

@@ -35,6 +35,16 @@ def model(slide: SpatialData) -> p2g.Model:
     return p2g.tl.fit(slide, "counts", image_key="he", genes=genes, recipe=FAST, progress=False)
 
 
+def test_genes_are_chosen_by_their_total(slide: SpatialData) -> None:
+    totals = np.asarray(slide["counts"].X.sum(axis=0)).ravel()
+    at_least = int(np.sort(totals)[-3])
+    fast = Recipe(folds=2, hidden=(24, 8), max_checks=1)
+    model = p2g.tl.fit(slide, "counts", image_key="he", min_counts=at_least, recipe=fast, progress=False)
+    assert model.genes == slide["counts"].var_names[totals >= at_least].tolist()
+    with pytest.raises(ValueError, match="None of the 8 genes has 1000000 counts or more"):
+        p2g.tl.fit(slide, "counts", image_key="he", min_counts=1_000_000, progress=False)
+
+
 def test_all_verbs_give_finite_results(slide: SpatialData, model: p2g.Model) -> None:
     sdata = deepcopy(slide)
     p2g.tl.predict(sdata, model, progress=False)

@@ -15,6 +15,8 @@ FAINTEST, DENSEST_THRESHOLD = 0.03, 0.08
 TEXTURED = 0.05
 DARKEST_GLASS = 215.0
 SMALLEST = 10
+# Glass and pale tissue are brighter than this on any H&E, fluorescence is nowhere; black is padding.
+BRIGHT, BLACK = 110.0, 8.0
 
 
 def superpixel_statistics(rgb: NDArray[np.float32], side: int) -> NDArray[np.float32]:
@@ -34,6 +36,13 @@ def superpixel_statistics(rgb: NDArray[np.float32], side: int) -> NDArray[np.flo
     tiles = rgb.reshape(3, rgb.shape[1] // side, side, rgb.shape[2] // side, side)
     density = -np.log10((tiles.mean(axis=0) + 1) / 256)
     return np.concatenate([tiles.mean(axis=(2, 4)), density.std(axis=(1, 3))[None]]).astype(np.float32)
+
+
+def is_dark(statistics: NDArray[np.float32]) -> bool:
+    """Whether nothing on a slide is bright, as in fluorescence."""
+    brightness = statistics[:3].mean(axis=0)
+    lit = brightness[brightness > BLACK]
+    return lit.size == 0 or bool(np.percentile(lit, 95) < BRIGHT)
 
 
 def tissue_mask(statistics: NDArray[np.float32]) -> NDArray[np.bool_]:

@@ -21,6 +21,7 @@ from pixel2gene.spatial.elements import RECORDS, get_table
 from pixel2gene.spatial.geometry import affine, get_element, raster_levels
 from pixel2gene.spatial.grid import Grid
 from pixel2gene.spatial.overlap import overlap
+from pixel2gene.spatial.spots import radii
 from pixel2gene.spatial.units import table_overlap
 
 WRITERS = ("predict", "denoise")
@@ -208,7 +209,7 @@ def _shapes(shapes: gpd.GeoDataFrame) -> Elements:
     geometries = shapes.geometry.to_numpy()
     middle = shapely.centroid(geometries)
     circles = "radius" in shapes and set(shapes.geom_type) == {"Point"}
-    areas = np.pi * shapes["radius"].to_numpy(float) ** 2 if circles else shapely.area(geometries)
+    areas = np.pi * radii(shapes) ** 2 if circles else shapely.area(geometries)
     return Elements(shapes.index.to_numpy(), np.column_stack([shapely.get_x(middle), shapely.get_y(middle)]), areas)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -11,14 +13,26 @@ from tqdm.auto import tqdm
 
 from pixel2gene.core.alignment import Alignment, find_alignment, region_sums, split_regions
 from pixel2gene.core.encoders.colour import stain_density
+from pixel2gene.spatial.elements import compute
 from pixel2gene.spatial.grid import SUPERPIXEL_UM, Grid, superpixel_grid
 from pixel2gene.spatial.image import open_image
+from pixel2gene.spatial.raster import lazy_statistics
 from pixel2gene.spatial.units import Units, measured_area, measured_units
+
+type Floats = NDArray[np.float64]
 
 RESOLUTION = 4.0  # µm per pixel of the histology
 FEWEST = 50
 # Ratio of the areas of large to those of small units, up to which they are bins or spots.
 ALIKE = 1.2
+# Ways in which counts and image come to be mirrored, as maps of positions on a grid of (width, height).
+MIRRORS: dict[str, Callable[[Floats, int, int], Floats]] = {
+    "as they are": lambda xy, width, height: xy,
+    "with y flipped": lambda xy, width, height: xy * (1, -1) + (0, height),
+    "with x flipped": lambda xy, width, height: xy * (-1, 1) + (width, 0),
+    "with x and y swapped": lambda xy, width, height: xy[:, ::-1],
+    "turned by 180°": lambda xy, width, height: np.array([width, height]) - xy,
+}
 
 
 def measure_alignment(
@@ -66,6 +80,27 @@ def measure_alignment(
         smooth = ndimage.gaussian_filter(stains, (0, blur, blur))
         regions.append(region_sums(xy, density[part], smooth, (x0, y0), reach))
     return find_alignment(regions, RESOLUTION, side)
+
+
+def mirrored(
+    sdata: SpatialData, image_key: str, key: str, mpp: float, *, layer: str | None, progress: bool
+) -> dict[str, float]:
+    """Multiple correlation of the density of counts with haematoxylin and eosin, by how counts would be mirrored."""
+    slide = open_image(sdata, image_key)
+    grid = superpixel_grid(sdata, image_key, mpp)
+    centres, area, counts = _places(measured_units(sdata, key, image_key, grid, layer), grid)
+    density = np.sqrt(counts / area)
+    stains = _stains(compute(lazy_statistics(slide, grid.shape, mpp), "check alignment", progress)[:3])
+    smooth = ndimage.gaussian_filter(stains, (0, *[np.sqrt(np.median(area) / 12)] * 2))
+    found = {}
+    for name, mirror in MIRRORS.items():
+        # Centres of superpixels are at halves.
+        place = mirror(centres, grid.shape[1], grid.shape[0])[:, ::-1].T - 0.5
+        features = np.stack([ndimage.map_coordinates(stain, place, order=1, mode="nearest") for stain in smooth])
+        terms = np.stack([np.ones_like(density), *features], axis=1)
+        expected = terms @ np.linalg.lstsq(terms, density)[0]
+        found[name] = float(expected.std() / density.std())
+    return found
 
 
 def _places(units: Units, grid: Grid) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:

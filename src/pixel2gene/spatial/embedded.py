@@ -13,9 +13,12 @@ from numpy.typing import NDArray
 from spatialdata import SpatialData
 
 from pixel2gene.spatial.elements import get_record
+from pixel2gene.spatial.geometry import affine
 from pixel2gene.spatial.grid import Grid, superpixel_grid
 
 SMALLEST_SD = 1e-3
+# Superpixels that an embedding may be off by, by rounding.
+OFF_GRID = 0.01
 
 
 @dataclass(frozen=True)
@@ -130,7 +133,17 @@ def open_embedding(sdata: SpatialData, image_key: str, embedding_key: str | None
     ------
     KeyError
         If it was not written by `pixel2gene.tl.embed`.
+    ValueError
+        If it does not lie on the superpixels of the image, as after a crop between them.
     """
     key = embedding_key or f"{image_key}_embedding"
     record = get_record(sdata, key, "embed")
-    return Embedded(record, superpixel_grid(sdata, record["image_key"], record["mpp"]), sdata.images[key].data)
+    image_key = record["image_key"]
+    grid = superpixel_grid(sdata, image_key, record["mpp"])
+    to_grid = grid.from_pixels @ affine(sdata, key, image_key)
+    if sdata.images[key].shape[1:] != grid.shape or np.abs(to_grid - np.eye(3)).max() > OFF_GRID:
+        raise ValueError(
+            f"{key!r} does not lie on the superpixels of image {image_key!r}, as after a crop through them: run "
+            "pixel2gene.tl.tissue and pixel2gene.tl.embed again with overwrite=True."
+        )
+    return Embedded(record, grid, sdata.images[key].data)

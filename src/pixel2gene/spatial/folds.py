@@ -41,23 +41,23 @@ def region_folds(centres: NDArray[np.floating], shape: tuple[int, int], folds: i
     """
     side = next((side for side in GRAINS if _number(centres, shape, side) >= folds * BLOCKS_PER_FOLD), GRAINS[-1])
     units, occupied = _occupied(centres, shape, folds, side)
-    rows, columns = _blocks(shape, side)
+    rows, columns = blocks(shape, side)
     fold = np.full(rows * columns, -1, np.int8)
     parts = [(occupied, 0, folds)]
     while parts:
-        blocks, first, number = parts.pop()
+        some, first, number = parts.pop()
         if number == 1:
-            fold[blocks] = first
+            fold[some] = first
             continue
-        place = np.stack(np.divmod(blocks, columns))
+        place = np.stack(np.divmod(some, columns))
         longer = int(np.ptp(place[1]) > np.ptp(place[0]))
-        blocks = blocks[np.lexsort((place[1 - longer], place[longer]))]
+        some = some[np.lexsort((place[1 - longer], place[longer]))]
         half = number // 2
-        load = np.cumsum(units[blocks])
+        load = np.cumsum(units[some])
         cut = int(np.searchsorted(load, load[-1] * half / number)) + 1
         # Each side keeps a block for each of its folds.
-        cut = min(max(cut, half), len(blocks) - (number - half))
-        parts += [(blocks[:cut], first, half), (blocks[cut:], first + half, number - half)]
+        cut = min(max(cut, half), len(some) - (number - half))
+        parts += [(some[:cut], first, half), (some[cut:], first + half, number - half)]
     return fold.reshape(rows, columns), side
 
 
@@ -85,7 +85,7 @@ def block_folds(
         If the units fill fewer blocks than there are folds.
     """
     units, occupied = _occupied(centres, shape, folds, side)
-    rows, columns = _blocks(shape, side)
+    rows, columns = blocks(shape, side)
     fold = np.full(rows * columns, -1, np.int8)
     load = np.zeros(folds, np.int64)
     order = np.random.default_rng(seed).permutation(occupied)
@@ -127,7 +127,7 @@ def _occupied(
     """Units in each block, and the blocks that have any."""
     if folds < 2:
         raise ValueError(f"{folds} folds given; at least 2 are needed to hold anything out.")
-    rows, columns = _blocks(shape, side)
+    rows, columns = blocks(shape, side)
     units = np.bincount(_block(centres, side, columns), minlength=rows * columns)
     occupied = np.flatnonzero(units)
     if len(occupied) < folds:
@@ -139,10 +139,11 @@ def _occupied(
 
 
 def _number(centres: NDArray[np.floating], shape: tuple[int, int], side: int) -> int:
-    return len(np.unique(_block(centres, side, _blocks(shape, side)[1])))
+    return len(np.unique(_block(centres, side, blocks(shape, side)[1])))
 
 
-def _blocks(shape: tuple[int, int], side: int) -> tuple[int, int]:
+def blocks(shape: tuple[int, int], side: int) -> tuple[int, int]:
+    """Rows and columns of blocks, the last of which may be cut."""
     return -(-shape[0] // side), -(-shape[1] // side)
 
 

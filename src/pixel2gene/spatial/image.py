@@ -25,10 +25,13 @@ class Slide:
         (c, y, x) uint8, full resolution first; the first 3 channels are red, green and blue.
     factors
         Of each level, the height and width of its pixels in level-0 pixels.
+    name
+        By which errors call it.
     """
 
     levels: tuple[xr.DataArray, ...]
     factors: tuple[tuple[float, float], ...]
+    name: str = "image"
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -51,6 +54,11 @@ class Slide:
         Returns
         -------
         (3, y1 - y0, x1 - x0), 0 to 255.
+
+        Raises
+        ------
+        ValueError
+            If the pixels cannot be decoded.
         """
         level = max(i for i, factor in enumerate(self.factors) if i == 0 or max(factor) <= scale)
         image, (fy, fx) = self.levels[level], self.factors[level]
@@ -58,7 +66,13 @@ class Slide:
         columns, x_start, x_stop = resample_weights(x0, x1, scale / fx, image.sizes["x"])
         window = image.isel(c=slice(3), y=slice(y_start, y_stop), x=slice(x_start, x_stop))
         # The caller is often a dask task itself, and more threads than cores would only compete.
-        pixels: NDArray[np.uint8] = window.data.compute(scheduler="synchronous")
+        try:
+            pixels: NDArray[np.uint8] = window.data.compute(scheduler="synchronous")
+        except (ValueError, RuntimeError) as error:
+            raise ValueError(
+                f"Image {self.name!r} cannot be read at its pixels {y_start}-{y_stop} x {x_start}-{x_stop} ({error}): "
+                "its file is damaged or was cut short; copy or export it again."
+            ) from error
         if scale == fy == fx:
             return pixels[:, rows.indices[:, None], columns.indices].astype(np.float32)
         return np.stack([rows @ channel.astype(np.float32) @ columns.T for channel in pixels])
@@ -94,7 +108,8 @@ def open_image(sdata: SpatialData, image_key: str) -> Slide:
             f"Image {image_key!r} is {full.dtype}; uint8 expected: scale its values to 0-255 and store them with "
             "Image2DModel.parse(values.astype('uint8'), dims=('c', 'y', 'x'))."
         )
-    return Slide(tuple(levels), tuple((_factor(full, level, "y"), _factor(full, level, "x")) for level in levels))
+    factors = tuple((_factor(full, level, "y"), _factor(full, level, "x")) for level in levels)
+    return Slide(tuple(levels), factors, image_key)
 
 
 def resample_weights(start: int, stop: int, scale: float, n: int) -> tuple[Weights, int, int]:

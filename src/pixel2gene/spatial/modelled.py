@@ -14,7 +14,7 @@ from pixel2gene.core.model import Model, TrainingSlide
 from pixel2gene.core.paper import PaperRecipe
 from pixel2gene.core.regression import Measurement, predict_units
 from pixel2gene.spatial.embedded import Embedded, open_embedding
-from pixel2gene.spatial.folds import fold_of
+from pixel2gene.spatial.folds import blocks, fold_of
 from pixel2gene.spatial.measured import Measured, measure
 from pixel2gene.spatial.platform import find_capture, seeks_capture, with_capture, with_effects
 from pixel2gene.spatial.units import Units, measured_units
@@ -69,8 +69,15 @@ def slide_measurement(
     Returns
     -------
     The measurement, and the units with the capture that it takes them to have.
+
+    Raises
+    ------
+    ValueError
+        If the slide is part of one that the model was trained on.
     """
     slide = training_slide(model, embedded)
+    if slide is not None:
+        _require_whole(slide, embedded)
     fold = held_out_fold(slide, measured.centres)
     data = measured.measurement(fold, 1.0 if slide is None else slide.depth, model.recipe)
     if slide is None:
@@ -97,6 +104,15 @@ def require_same_embedding(model: Model, embedded: Embedded) -> None:
 def training_slide(model: Model, embedded: Embedded) -> TrainingSlide | None:
     """Find the slide among those that the model was trained on."""
     return next((s for s in model.slides if s.fingerprint == embedded.record["fingerprint"]), None)
+
+
+def _require_whole(slide: TrainingSlide, embedded: Embedded) -> None:
+    """What was held out of whom is known by its place on the whole slide."""
+    if slide.fold.shape != blocks(embedded.grid.shape, slide.side):
+        raise ValueError(
+            f"Image {embedded.image_key!r} was cut out of {slide.name!r}, on which the model was trained: work on the "
+            "whole slide and crop the result."
+        )
 
 
 def held_out_fold(slide: TrainingSlide | None, centres: NDArray[np.floating]) -> NDArray[np.int8]:

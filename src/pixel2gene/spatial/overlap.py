@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import sparse
 
 from pixel2gene.spatial.geometry import raster_levels
+from pixel2gene.spatial.spots import radii
 
 type Overlap = sparse.csr_array[np.float32, tuple[int, int]]
 type Floats = NDArray[np.float64]
@@ -63,13 +64,14 @@ def overlap(element: Any, ids: ArrayLike, matrix: Floats, shape: tuple[int, int]
         return point_overlap(points.to_numpy(float)[_positions(points.index, ids)], matrix, shape)
     if not isinstance(element, gpd.GeoDataFrame):
         raise ValueError(f"Shapes, labels or points expected, but got a {type(element).__name__}.")
-    shapes = element.iloc[_positions(element.index, ids)]
+    positions = _positions(element.index, ids)
+    shapes = element.iloc[positions]
     geometries = shapes.geometry.to_numpy()
     kinds = set(shapes.geom_type)
     if kinds <= {"Polygon", "MultiPolygon"}:
         return polygon_overlap(geometries, matrix, shape)
     if kinds == {"Point"} and "radius" in shapes:
-        return circle_overlap(shapely.get_coordinates(geometries), shapes["radius"].to_numpy(float), matrix, shape)
+        return circle_overlap(shapely.get_coordinates(geometries), radii(element)[positions], matrix, shape)
     raise ValueError(f"Polygons, or points with a column 'radius', expected, but the shapes are {sorted(kinds)}.")
 
 

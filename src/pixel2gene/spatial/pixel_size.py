@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import re
+import warnings
 from typing import NamedTuple
 
 import geopandas as gpd
 import numpy as np
-import shapely
-from numpy.typing import NDArray
-from scipy.spatial import cKDTree
 from spatialdata import SpatialData
 
 from pixel2gene.spatial.geometry import affine, get_element, square_pixels, system_matrices
+from pixel2gene.spatial.spots import lattice
 
-# The micro sign and the Greek mu look alike.
-_MICRONS = re.compile(r"micro(n|meter|metre)s?|[uµμ]m", re.IGNORECASE)
+# The micro sign and the Greek mu look alike; spatialdata.concatenate adds the name of the slide.
+_MICRONS = re.compile(r"(micro(n|meter|metre)s?|[uµμ]m)(-.+)?", re.IGNORECASE)
 _BINS = re.compile(r"square_(\d{3})um")
+# Transcripts and outlines of the machine are in µm before any transformation.
+_READERS_IN_MICRONS = {"xenium", "merscope"}
+_VENDOR = re.compile(r"(.*_)?(transcripts|polygons)|(cell|nucleus)_(boundaries|circles)")
 _FINEST, _COARSEST = 0.05, 1.0  # µm per pixel
 _AGREEMENT = 1.05
+# Pixels of bins and spots that are this near to 1 µm are none, but µm.
+_AS_MICRONS = 1e-3
 _SAMPLE = 5000
-_NEIGHBOURS = 7  # one more than a lattice has
 _VISIUM_PITCH, _LEGACY_PITCH = 100.0, 200.0  # µm
 
 
@@ -76,6 +79,12 @@ def pixel_size(sdata: SpatialData, image_key: str, *, mpp: float | None = None, 
             "the transforms, or pass both mpp= and force=True."
         )
     value = float(values[0])
+    geometry = [source for source, _ in found if source.startswith(("bins", "Visium", "legacy"))]
+    if len(geometry) == len(found) and abs(value - 1) < _AS_MICRONS and not force:
+        raise ValueError(
+            f"By {geometry[0]} image {image_key!r} has 1 µm/px, as if their coordinates were in µm instead of its "
+            "pixels: scale them with spatialdata.transformations.set_transformation, or pass mpp=1 if it is so."
+        )
     if value > _COARSEST and not force:
         raise ValueError(
             f"Image {image_key!r} has {value:.3g} µm/px; pixel2gene needs {_COARSEST:g} µm/px or finer, because nuclei "
@@ -85,6 +94,13 @@ def pixel_size(sdata: SpatialData, image_key: str, *, mpp: float | None = None, 
         raise ValueError(
             f"Image {image_key!r} has {value:.3g} µm/px, implausible for a slide scanner ({_FINEST:g} or coarser "
             "expected); correct mpp= or the transforms, or pass force=True."
+        )
+    if sdata.attrs.get("spatialdata_io_reader") == "xenium" and _unmoved(sdata, image_key):
+        warnings.warn(
+            f"Image {image_key!r} lies pixel by pixel on the images of the Xenium, as one that was read without its "
+            "alignment file does: unless it was registered to them, read it with "
+            "spatialdata_io.xenium_aligned_image(image, alignment_file).",
+            stacklevel=3,
         )
     return value
 
@@ -117,6 +133,12 @@ def evidence(sdata: SpatialData, image_key: str) -> list[Evidence]:
         for name, matrix in systems.items()
         if _MICRONS.fullmatch(name)
     ]
+    if sdata.attrs.get("spatialdata_io_reader") in _READERS_IN_MICRONS:
+        found += [
+            Evidence(f"{key!r} in µm", 1 / square_pixels(affine(sdata, key, image_key)))
+            for key in [*sdata.points, *sdata.shapes]
+            if _VENDOR.fullmatch(key) and not systems.keys().isdisjoint(system_matrices(sdata, key))
+        ]
     for key, shapes in sdata.shapes.items():
         if systems.keys().isdisjoint(system_matrices(sdata, key)) or shapes.empty:
             continue
@@ -125,6 +147,10 @@ def evidence(sdata: SpatialData, image_key: str) -> list[Evidence]:
             source, microns, length = known
             found.append(Evidence(source, microns / (length * square_pixels(affine(sdata, key, image_key)))))
     return found
+
+
+def _unmoved(sdata: SpatialData, image_key: str) -> bool:
+    return any(np.array_equal(matrix, np.eye(3)) for matrix in system_matrices(sdata, image_key).values())
 
 
 def _known_length(key: str, shapes: gpd.GeoDataFrame) -> tuple[str, float, float] | None:
@@ -137,22 +163,12 @@ def _known_length(key: str, shapes: gpd.GeoDataFrame) -> tuple[str, float, float
         # Readers turn bins to circles that touch.
         sides = 2 * sample["radius"] if circular else np.sqrt(sample.area)
         return f"bins of {int(bins[1])} µm {key!r}", int(bins[1]), float(sides.median())
-    if not circular or len(shapes) <= _NEIGHBOURS:
+    spots = lattice(shapes)
+    if spots is None:
         return None
-    pitch, neighbours = _lattice(shapely.get_coordinates(shapes.geometry.to_numpy()))
-    width = float(shapes["radius"].median()) / pitch
-    # Of the 100 µm pitch the radius is 27.5 µm by design, 32.5 µm in Space Ranger's files.
-    if neighbours == 6 and 0.25 < width < 0.36:
-        return f"Visium spots {key!r} 100 µm apart", _VISIUM_PITCH, pitch
-    if neighbours == 4 and 0.225 < width < 0.275:
-        return f"legacy spots {key!r} 200 µm apart", _LEGACY_PITCH, pitch
+    # By design the radius is 27.5 µm, in Space Ranger's files 32.5.
+    if spots.neighbours == 6 and 0.25 < spots.width < 0.36:
+        return f"Visium spots {key!r} 100 µm apart", _VISIUM_PITCH, spots.pitch
+    if spots.neighbours == 4 and 0.225 < spots.width < 0.275:
+        return f"legacy spots {key!r} 200 µm apart", _LEGACY_PITCH, spots.pitch
     return None
-
-
-def _lattice(centres: NDArray[np.float64]) -> tuple[float, int]:
-    """Pitch of a lattice of points, and the number of neighbours at that pitch."""
-    sample = centres[:: len(centres) // _SAMPLE + 1]
-    distance = cKDTree(centres).query(sample, k=_NEIGHBOURS + 1)[0][:, 1:]
-    near = distance < 1.2 * np.median(distance[:, 0])
-    # Points at the border have fewer neighbours.
-    return float(np.median(distance[near])), int(np.percentile(near.sum(axis=1), 75))

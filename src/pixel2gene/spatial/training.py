@@ -32,7 +32,6 @@ from pixel2gene.spatial.units import Units, measured_units, select_genes
 
 Join = Literal["inner", "outer"]
 
-MIN_COUNTS = 20
 # Turns in which depths and rates come to agree, at most; many where panels hardly overlap.
 DEPTH_TURNS = 5000
 
@@ -44,6 +43,7 @@ def train(
     image_key: str,
     layer: str | None,
     genes: Sequence[str] | None,
+    min_counts: int,
     embedding_key: str | None,
     join: Join,
     reference: Model | None,
@@ -65,7 +65,7 @@ def train(
         name: measured_units(one, table_key, image_key, embedded[name].grid, layer) for name, one in slides.items()
     }
     known = set() if reference is None else set(reference.genes)
-    names = _modelled_genes(units, list(genes) if genes is not None else None, join, known)
+    names = _modelled_genes(units, list(genes) if genes is not None else None, min_counts, join, known)
     positions = {name: u.genes.get_indexer(pd.Index(names)) for name, u in units.items()}
     panels = np.stack([columns >= 0 for columns in positions.values()])
     _require_shared_genes(list(slides), panels)
@@ -254,25 +254,27 @@ def _require_new_slides(embedded: Mapping[str, Embedded], reference: Model) -> N
             raise ValueError(f"The reference was trained on the H&E of {name!r}: fit on slides that are new to it.")
 
 
-def _modelled_genes(units: Mapping[str, Units], genes: list[str] | None, join: Join, known: set[str]) -> list[str]:
+def _modelled_genes(
+    units: Mapping[str, Units], genes: list[str] | None, min_counts: int, join: Join, known: set[str]
+) -> list[str]:
     if join == "outer":
-        return _chosen_genes(_pooled(units), genes, known)
-    kept = [set(_chosen_genes(u, genes, known)) for u in units.values()]
+        return _chosen_genes(_pooled(units), genes, min_counts, known)
+    kept = [set(_chosen_genes(u, genes, min_counts, known)) for u in units.values()]
     if genes is not None:
         return genes
     common = set.intersection(*kept)
     if not common:
         raise ValueError(
-            f"The {len(units)} slides share no gene with at least {MIN_COUNTS} counts: are the names of one kind "
+            f"The {len(units)} slides share no gene with at least {min_counts} counts: are the names of one kind "
             "(symbols or Ensembl ids)?"
         )
     first = next(iter(units.values())).genes
     return [gene for gene in first if gene in common]
 
 
-def _chosen_genes(units: Units, genes: list[str] | None, known: set[str]) -> list[str]:
+def _chosen_genes(units: Units, genes: list[str] | None, min_counts: int, known: set[str]) -> list[str]:
     """Those asked for; or those with enough counts to learn, and those that a reference knows."""
-    chosen = select_genes(units, genes, MIN_COUNTS)
+    chosen = select_genes(units, genes, min_counts)
     if genes is not None:
         return genes
     wanted = {*units.genes[chosen], *known}

@@ -15,7 +15,7 @@ from scipy.sparse import csr_array, vstack
 from spatialdata import SpatialData
 
 from pixel2gene.spatial.elements import get_table
-from pixel2gene.spatial.geometry import affine, get_element
+from pixel2gene.spatial.geometry import affine, get_element, raster_levels
 from pixel2gene.spatial.grid import Grid
 from pixel2gene.spatial.overlap import overlap, point_overlap
 
@@ -29,11 +29,17 @@ CONTROL_PROBES = (
     "UnassignedCodeword",
     "DeprecatedCodeword",
     "antisense_",
+    "Intergenic_Region",
+    "Negative",
+    "SystemControl",
+    "FalseCode",
 )
 # Columns of a table with the place of each unit in an array. Units tile if they fill this share of a square between
 # neighbours: spots fill a quarter.
 ARRAY = ("array_row", "array_col")
 TILED = 0.8
+# Share of the units that must lie on the image, else it is another one.
+MOSTLY = 0.5
 # Transcripts this close (superpixels) to one another bound the measured area of a points element.
 MEASURED_REACH = 5
 
@@ -92,7 +98,7 @@ def measured_units(sdata: SpatialData, key: str, image_key: str, grid: Grid, lay
     KeyError
         If there is no such table, points element or layer.
     ValueError
-        If the values are no counts, the table annotates nothing, or nothing of it lies on the image.
+        If the values are no counts, the table annotates nothing, or less than half of it lies on the image.
     """
     if key in sdata.points and key not in sdata.tables:
         return _transcripts(sdata, key, image_key, grid)
@@ -103,15 +109,30 @@ def measured_units(sdata: SpatialData, key: str, image_key: str, grid: Grid, lay
             f"No unit of table {key!r} overlaps image {image_key!r}: check that both are aligned to the same "
             f"coordinate system (those of the image: {sorted(grid.transformations)})."
         )
+    inside = int((np.diff(units.overlap.indptr) > 0).sum())
+    if inside < MOSTLY * len(table):
+        swapped = int((np.diff(table_overlap(sdata, key, image_key, grid, swapped=True).indptr) > 0).sum())
+        hint = f"; with x and y swapped {swapped} would lie on it" if swapped > 2 * inside else ""
+        full = raster_levels(get_element(sdata, image_key, "images"))[0].sizes
+        size = f"{full['x']} x {full['y']} px"
+        raise ValueError(
+            f"Only {inside} of {len(table)} units of table {key!r} lie on image {image_key!r} ({size}){hint}: load "
+            "the image that their coordinates are for, at full resolution, or crop the table to the image with "
+            "spatialdata.bounding_box_query."
+        )
     return replace(units, array=tiled_array(table, units, grid))
 
 
-def table_overlap(sdata: SpatialData, key: str, image_key: str, grid: Grid) -> csr_array:
-    """(units, superpixels) overlap of the elements that a table annotates, in the order of the table."""
+def table_overlap(sdata: SpatialData, key: str, image_key: str, grid: Grid, *, swapped: bool = False) -> csr_array:
+    """(units, superpixels) overlap of the elements that a table annotates, in the order of the table.
+
+    With x and y `swapped` if asked for.
+    """
+    to_grid = grid.from_pixels @ (np.eye(3)[[1, 0, 2]] if swapped else np.eye(3))
     rows, matrices = [], []
     for region, positions, ids in _regions(get_table(sdata, key), key):
         element = get_element(sdata, region, "shapes", "labels", "points")
-        matrices.append(overlap(element, ids, grid.from_pixels @ affine(sdata, region, image_key), grid.shape))
+        matrices.append(overlap(element, ids, to_grid @ affine(sdata, region, image_key), grid.shape))
         rows.append(positions)
     order = np.argsort(np.concatenate(rows))
     return csr_array(vstack(matrices, format="csr")[order])
@@ -228,10 +249,10 @@ def _transcripts(sdata: SpatialData, key: str, image_key: str, grid: Grid) -> Un
     frame = points[["x", "y", feature]].compute()
     where = point_overlap(frame[["x", "y"]].to_numpy(), grid.from_pixels @ affine(sdata, key, image_key), grid.shape)
     inside = np.diff(where.indptr) > 0
-    if not inside.any():
+    if inside.mean() < MOSTLY:
         raise ValueError(
-            f"None of the transcripts {key!r} lies on image {image_key!r}: check that both are aligned to the same "
-            f"coordinate system (those of the image: {sorted(grid.transformations)})."
+            f"Only {inside.mean():.0%} of the transcripts {key!r} lie on image {image_key!r}: check that both are "
+            f"aligned to the same coordinate system (those of the image: {sorted(grid.transformations)})."
         )
     genes = pd.Categorical(frame[feature].astype(str)[inside])
     occupied = np.bincount(where.indices, minlength=grid.size).reshape(grid.shape) > 0

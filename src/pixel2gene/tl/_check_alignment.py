@@ -5,8 +5,11 @@ import warnings
 from spatialdata import SpatialData
 
 from pixel2gene.core.alignment import Alignment
-from pixel2gene.spatial.alignment import measure_alignment
+from pixel2gene.spatial.alignment import measure_alignment, mirrored
 from pixel2gene.spatial.pixel_size import pixel_size
+
+# By which the correlation is better if counts are mirrored, to say that they are.
+CLEAR = 0.1
 
 
 def check_alignment(
@@ -25,8 +28,9 @@ def check_alignment(
     The density of counts is compared with that of haematoxylin and eosin at every shift of up to `max_shift`, and at
     rotations of up to 2° (less on slides over 2 mm, whose edges would move too far). Where they agree best is where the
     counts belong. Warns if they lie off by more than half a bin and by more than three standard deviations, and if
-    there is no clear peak. Only reports, and moves nothing: to correct an offset, compose the transformation of the
-    measured elements with its opposite (``spatialdata.transformations.set_transformation``).
+    there is no clear peak; then it also tries flipped, swapped and turned counts. Only reports, and moves nothing: to
+    correct an offset, compose the transformation of the measured elements with its opposite
+    (``spatialdata.transformations.set_transformation``).
 
     Parameters
     ----------
@@ -76,11 +80,21 @@ def check_alignment(
     found = measure_alignment(sdata, image_key, table_key, mpp, layer=layer, max_shift=max_shift, progress=progress)
     (dx, dy), (sd_x, sd_y) = found.shift, found.sd
     if not found.known:
-        warnings.warn(
-            f"How {table_key!r} is aligned to image {image_key!r} cannot be told: no shift of up to {max_shift:g} µm "
-            "stands out. Look at both (pixel2gene.pl.expression), or raise max_shift.",
-            stacklevel=2,
-        )
+        ways = mirrored(sdata, image_key, table_key, mpp, layer=layer, progress=progress)
+        best = max(ways, key=lambda way: ways[way])
+        # By chance, the best of all shifts agrees better than any of the few ways.
+        if ways[best] > found.correlation.max() + CLEAR:
+            message = (
+                f"{table_key!r} and image {image_key!r} seem to be mirrored: {best} the counts would agree with the "
+                f"image far better (correlation {ways[best]:.2f}, not {ways['as they are']:.2f}). Correct the "
+                "transformation, or the image."
+            )
+        else:
+            message = (
+                f"How {table_key!r} is aligned to image {image_key!r} cannot be told: no shift of up to {max_shift:g} "
+                "µm stands out. Look at both (pixel2gene.pl.expression), or raise max_shift."
+            )
+        warnings.warn(message, stacklevel=2)
     elif found.off:
         warnings.warn(
             f"{table_key!r} seems to lie {dx:+.1f} ± {sd_x:.1f} µm in x and {dy:+.1f} ± {sd_y:.1f} µm in y from where "

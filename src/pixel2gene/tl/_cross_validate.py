@@ -20,6 +20,7 @@ def cross_validate(
     image_key: str,
     layer: str | None = None,
     genes: Sequence[str] | None = None,
+    min_counts: int = 20,
     embedding_key: str | None = None,
     join: Join = "inner",
     reference: Model | None = None,
@@ -36,8 +37,10 @@ def cross_validate(
     ----------
     slides
         At least two, as a list or by name.
-    table_key, image_key, layer, genes, embedding_key, join, reference, recipe, folds, library_size, device, seed
+    table_key, image_key, layer, genes, min_counts, embedding_key
         As in `pixel2gene.tl.fit`. Genes are chosen on the training slides alone.
+    join, reference, recipe, folds, library_size, device, seed
+        As in `pixel2gene.tl.fit`.
     progress
         Show progress bars.
 
@@ -66,6 +69,7 @@ def cross_validate(
             image_key=image_key,
             layer=layer,
             genes=genes,
+            min_counts=min_counts,
             embedding_key=embedding_key,
             join=join,
             reference=reference,

@@ -18,6 +18,7 @@ def fit(
     image_key: str,
     layer: str | None = None,
     genes: Sequence[str] | None = None,
+    min_counts: int = 20,
     embedding_key: str | None = None,
     join: Join = "inner",
     reference: Model | None = None,
@@ -50,8 +51,11 @@ def fit(
     layer
         Layer with the counts, X by default.
     genes
-        To model; by default all with at least 20 counts that are no control probes: on each slide, or on all together
-        with ``join="outer"``. Those that the `reference` knows need no counts.
+        To model; by default all with at least `min_counts` that are no control probes. Highly variable ones, say, are
+        named by ``scanpy.pp.highly_variable_genes``.
+    min_counts
+        Fewest counts of a gene that is modelled unasked: on each slide, or on all together with ``join="outer"``. Those
+        that the `reference` knows need none.
     embedding_key
         ``f"{image_key}_embedding"`` by default.
     join
@@ -95,6 +99,7 @@ def fit(
         image_key=image_key,
         layer=layer,
         genes=genes,
+        min_counts=min_counts,
         embedding_key=embedding_key,
         join=join,
         reference=reference,

@@ -4,7 +4,7 @@ import numpy as np
 from spatialdata import SpatialData
 
 from pixel2gene import __version__
-from pixel2gene.core.tissue import tissue_mask
+from pixel2gene.core.tissue import is_dark, tissue_mask
 from pixel2gene.spatial.elements import compute, labels_element, require_new, write_elements
 from pixel2gene.spatial.grid import SUPERPIXEL_UM, superpixel_grid
 from pixel2gene.spatial.image import open_image
@@ -55,15 +55,20 @@ def tissue(
     KeyError
         If there is no such image.
     ValueError
-        If the image is no 8-bit RGB, its pixel size is unknown or implausible, there is no tissue on it, or the
-        result exists.
+        If the image is no 8-bit RGB or no H&E, or cannot be decoded, its pixel size is unknown or implausible, there is
+        no tissue on it, or the result exists.
     """
     slide = open_image(sdata, image_key)
     key_added = key_added or f"{image_key}_tissue"
     require_new(sdata, [key_added], overwrite)
     mpp = pixel_size(sdata, image_key, mpp=mpp, force=force)
     grid = superpixel_grid(sdata, image_key, mpp)
-    mask = tissue_mask(compute(lazy_statistics(slide, grid.shape, mpp), "tissue", progress))
+    statistics = compute(lazy_statistics(slide, grid.shape, mpp), "tissue", progress)
+    if is_dark(statistics):
+        raise ValueError(
+            f"Nothing on image {image_key!r} is bright, so it is fluorescence and no H&E: load the bright-field image."
+        )
+    mask = tissue_mask(statistics)
     if not mask.any():
         raise ValueError(
             f"No tissue was found on image {image_key!r} ({mpp:.4g} µm/px): if there is some, draw it as labels or "

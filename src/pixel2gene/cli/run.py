@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pixel2gene.cli import options
+from pixel2gene.cli.report import progress, say, show, user_errors
+from pixel2gene.cli.stores import open_store, prepare
+
+if TYPE_CHECKING:
+    from spatialdata import SpatialData
+
+    from pixel2gene import Model
+
+
+def run(
+    store: Annotated[Path, typer.Argument(help="SpatialData zarr store with an H&E and counts; it is only read.")],
+    out: Annotated[Path, typer.Option(help="Store to write: all of the input and the results.")],
+    image_key: options.Image = "he",
+    table_key: options.Table = "counts",
+    layer: options.Layer = None,
+    genes: options.Genes = None,
+    tissue_key: options.Tissue = None,
+    mpp: options.Mpp = None,
+    force: options.Force = False,
+    encoder: options.Encoder = None,
+    device: options.Device = None,
+    seed: options.Seed = 0,
+    as_json: options.Json = False,
+) -> None:
+    """Fit, fill and denoise a slide. What an interrupted run has finished in OUT is not done again."""
+    written = {kind: out.with_suffix(f".{kind}") for kind in ("p2g", "scores.csv", "png")}
+    with user_errors():
+        sdata = open_store(store, out)
+        embedding: dict[str, Any] = {"encoder": encoder, "tissue_key": tissue_key, "mpp": mpp, "force": force}
+        model = analyse(
+            sdata, image_key, table_key, layer=layer, genes=genes, device=device, seed=seed, embedding=embedding
+        )
+        model.save(written["p2g"], overwrite=True)
+        model.scores.to_csv(written["scores.csv"])
+        figure(sdata, model, image_key, table_key, written["png"])
+    say(f"{model}\nWrote {out}, {', '.join(path.name for path in written.values())}")
+    if as_json:
+        files = zip(("model", "scores", "figure"), written.values(), strict=True)
+        show({"store": out, **dict(files), "genes": len(model.genes), "mean": model.scores.mean()}, as_json)
+    else:
+        typer.echo(model.scores.sort_values("pearson", ascending=False).head(10).round(3).to_string())
+
+
+def analyse(
+    sdata: SpatialData,
+    image_key: str,
+    table_key: str,
+    *,
+    layer: str | None = None,
+    genes: list[str] | None = None,
+    device: str | None = None,
+    seed: int = 0,
+    embedding: dict[str, Any] | None = None,
+) -> Model:
+    """Tissue, embedding, model, prediction and denoised counts of a slide."""
+    import pixel2gene as p2g
+
+    bars = progress()
+    prepare(sdata, image_key, device=device, overwrite=True, **embedding or {})
+    say("Fit")
+    model = p2g.tl.fit(
+        sdata, table_key, image_key=image_key, layer=layer, genes=genes, device=device, seed=seed, progress=bars
+    )
+    say("Predict the whole slide")
+    p2g.tl.predict(sdata, model, device=device, overwrite=True, progress=bars)
+    say("Denoise what was measured")
+    p2g.tl.denoise(sdata, model, device=device, overwrite=True, progress=bars)
+    return model
+
+
+def figure(sdata: SpatialData, model: Model, image: str, table: str, path: Path) -> None:
+    """Draw the gene that is read best: H&E, measured, denoised, predicted."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    import pixel2gene as p2g
+
+    best = str(model.scores["deviance_explained"].idxmax())
+    axes = p2g.pl.expression(sdata, best, image_key=image, measured=table)
+    axes[0].figure.savefig(path, dpi=120, bbox_inches="tight")
+    plt.close(axes[0].figure)

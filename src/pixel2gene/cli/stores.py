@@ -1,0 +1,127 @@
+"""Opening stores, and bringing slides as far as models need them."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pixel2gene.cli.report import progress, say
+
+if TYPE_CHECKING:
+    from spatialdata import SpatialData
+
+    from pixel2gene import Model
+
+
+def open_store(store: Path, out: Path | None = None) -> SpatialData:
+    """Open a store, or its copy at `out`, which is made unless it is there.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no store.
+    ValueError
+        If it is none, or `out` is the store itself.
+    """
+    from spatialdata import read_zarr
+
+    if not store.exists():
+        raise FileNotFoundError(f"There is no store at {store}.")
+    if not (store / "zarr.json").exists() and not (store / ".zgroup").exists():
+        raise ValueError(f"{store} is no SpatialData zarr store: write one with sdata.write({store.stem + '.zarr'!r}).")
+    if out is None:
+        return read_zarr(store)
+    if out.resolve() == store.resolve():
+        raise ValueError("--out is the input itself: name another store.")
+    if not out.exists():
+        say(f"Copy {store} to {out}")
+        aside = out.with_name(f".{out.name}.partial")
+        shutil.rmtree(aside, ignore_errors=True)
+        read_zarr(store).write(aside)
+        aside.rename(out)
+    return read_zarr(out)
+
+
+def prepare(
+    sdata: SpatialData,
+    image_key: str,
+    *,
+    embedding_key: str | None = None,
+    encoder: str | None = None,
+    overlap: float | None = None,
+    stain: Literal["macenko"] | None = None,
+    tissue_key: str | None = None,
+    mpp: float | None = None,
+    force: bool = False,
+    device: str | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Find the tissue and embed the H&E, unless that was done.
+
+    Raises
+    ------
+    ValueError
+        If there is an embedding by another encoder, which may not be overwritten.
+    """
+    import pixel2gene as p2g
+
+    key = embedding_key or f"{image_key}_embedding"
+    made_by = sdata.attrs.get("pixel2gene", {}).get(key, {}).get("encoder", {}).get("name")
+    # A folder of weights gives its name to the encoder.
+    other = key in sdata and encoder is not None and Path(encoder).name != made_by
+    if other and not overwrite:
+        raise ValueError(f"{key!r} was made by {made_by!r}, not {encoder!r}: name another with --embedding-key.")
+    if key in sdata and not other:
+        return
+    if tissue_key is None and f"{image_key}_tissue" not in sdata:
+        say("Find the tissue")
+        p2g.tl.tissue(sdata, image_key, mpp=mpp, force=force, progress=progress())
+    say("Embed the H&E")
+    p2g.tl.embed(
+        sdata,
+        image_key,
+        encoder=encoder or "lite0",
+        overlap=overlap,
+        stain=stain,
+        tissue_key=tissue_key,
+        mpp=mpp,
+        force=force,
+        device=device,
+        key_added=key,
+        overwrite=overwrite,
+        progress=progress(),
+    )
+
+
+def prepare_for(
+    sdata: SpatialData,
+    model: Model,
+    image_key: str | None,
+    embedding_key: str | None,
+    encoder: str | None = None,
+    **options: Any,
+) -> None:
+    """Embed the H&E as a model expects it, unless there is an embedding."""
+    if embedding_key is None and image_key is None:
+        embedding_key = model.inputs["embedding_key"]
+    image_key = image_key or str(model.inputs["image_key"])
+    if (embedding_key or f"{image_key}_embedding") not in sdata:
+        own = model.encoder
+        options |= {"encoder": encoder or own["name"], "overlap": own.get("overlap"), "stain": own.get("stain")}
+        prepare(sdata, image_key, embedding_key=embedding_key, **options)
+
+
+def added(sdata: SpatialData, store: Path, key: str) -> dict[str, Any]:
+    """What a verb wrote under a name, and what it recorded of it."""
+    records = sdata.attrs["pixel2gene"]
+    table = sdata.tables[key]
+    return {
+        "store": str(store),
+        "added": sorted(
+            name for name in records if records[name] == records[key] and (name == key or name.startswith(f"{key}_"))
+        ),
+        "units": table.n_obs,
+        "genes": table.n_vars,
+        "record": records[key],
+    }

@@ -1,0 +1,181 @@
+"""Layouts of vendors through the readers of spatialdata-io: as accurate as the slide that they were written from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import spatialdata_io
+from spatialdata import SpatialData, deepcopy, get_extent
+
+import pixel2gene as p2g
+from pixel2gene.core.regression import Recipe
+from pixel2gene.spatial.geometry import raster_levels, system_matrices
+from pixel2gene.spatial.pixel_size import pixel_size
+
+SHORT = Recipe(folds=3, max_checks=12, hidden=(64, 64, 16))
+
+
+def read_visium_hd(folder: Path) -> SpatialData:
+    return spatialdata_io.visium_hd(folder, load_segmentations_only=False)
+
+
+def read_visium(folder: Path, image: str = "he.tif") -> SpatialData:
+    return spatialdata_io.visium(folder, dataset_id="sim", fullres_image_file=image)
+
+
+def read_xenium(folder: Path, **options: Any) -> SpatialData:
+    return spatialdata_io.xenium(folder, nucleus_boundaries=False, morphology_focus=False, **options)
+
+
+READERS: dict[str, Callable[[Path], SpatialData]] = {
+    "visium_hd": read_visium_hd,
+    "visium": read_visium,
+    "xenium": read_xenium,
+}
+# Platform, counts and H&E as the reader names them, their coordinate system, and the same counts as simulated.
+CASES = [
+    ("visium_hd", "square_008um", "sim_full_image", "sim", "counts"),
+    ("visium", "table", "sim_full_image", "sim", "counts"),
+    ("xenium", "transcripts", "he_image", "global", "transcripts"),
+    ("xenium", "table", "he_image", "global", "counts"),
+]
+
+
+def predicted(sdata: SpatialData, key: str, image_key: str) -> SpatialData:
+    p2g.tl.tissue(sdata, image_key, progress=False)
+    p2g.tl.embed(sdata, image_key, progress=False)
+    model = p2g.tl.fit(sdata, key, image_key=image_key, recipe=SHORT, progress=False)
+    p2g.tl.predict(sdata, model, progress=False)
+    return sdata
+
+
+def with_truth(sdata: SpatialData, image_key: str, system: str, direct: SpatialData) -> tuple[np.ndarray, np.ndarray]:
+    """Predicted and true counts of the superpixels that have any, by their place in a common coordinate system."""
+    table = sdata["predicted"]
+    to_system = system_matrices(sdata, image_key)[system]
+    to_truth = np.linalg.inv(system_matrices(direct, "truth")["global"]) @ to_system
+    column, row = np.floor(table.obsm["spatial"] @ to_truth[:2, :2].T + to_truth[:2, 2]).astype(int).T
+    genes = table.var_names.to_numpy()
+    truth = direct["truth"].sel(c=genes).values
+    inside = (row < truth.shape[1]) & (column < truth.shape[2])
+    there = truth[:, row[inside], column[inside]].T
+    some = there.sum(axis=1) > 0
+    return table.X[inside][some], there[some]
+
+
+def accuracy(values: np.ndarray, truth: np.ndarray) -> float:
+    return float(np.mean([np.corrcoef(a, b)[0, 1] for a, b in zip(values.T, truth.T, strict=True)]))
+
+
+@pytest.fixture(scope="module")
+def results(request: pytest.FixtureRequest) -> dict[tuple[str, str], SpatialData]:
+    """Predictions from what readers return."""
+    return {}
+
+
+@pytest.mark.parametrize(
+    ("platform", "key", "image_key", "system", "same"), CASES, ids=[f"{c[0]}-{c[1]}" for c in CASES]
+)
+def test_what_is_read_is_as_good_as_what_was_written(
+    request: pytest.FixtureRequest,
+    results: dict[tuple[str, str], SpatialData],
+    platform: str,
+    key: str,
+    image_key: str,
+    system: str,
+    same: str,
+) -> None:
+    delivery = request.getfixturevalue(platform)
+    direct = predicted(deepcopy(delivery.direct), same, "he")
+    sdata = results[platform, key] = predicted(READERS[platform](delivery.folder), key, image_key)
+
+    assert pixel_size(sdata, image_key) == pytest.approx(0.5, rel=2e-3)
+    assert sdata["predicted"].var_names.tolist() == direct["predicted"].var_names.tolist()
+    expected = accuracy(*with_truth(direct, "he", "global", direct))
+    values, truth = with_truth(sdata, image_key, system, direct)
+    assert expected > 0.4
+    # No less; more by chance where the H&E is turned, which the encoder notices.
+    assert accuracy(values, truth) > expected - 0.02
+    if same != "counts" or platform != "xenium":
+        # Not of cells, between which nothing is counted.
+        assert values.sum() / truth.sum() == pytest.approx(1, abs=0.1)
+
+
+@pytest.mark.parametrize(("platform", "key", "image_key", "system", "same"), CASES[:3], ids=[c[0] for c in CASES[:3]])
+def test_results_lie_on_the_image_in_every_coordinate_system(
+    results: dict[tuple[str, str], SpatialData], platform: str, key: str, image_key: str, system: str, same: str
+) -> None:
+    sdata = results[platform, key]
+    assert system in system_matrices(sdata, image_key)
+    for name in system_matrices(sdata, image_key):
+        image = get_extent(sdata[image_key], coordinate_system=name)
+        side = np.ptp(image["x"]) / raster_levels(sdata["predicted_map"])[0].sizes["x"]
+        found = get_extent(sdata["predicted_map"], coordinate_system=name)
+        for axis in "xy":
+            # The last superpixel may be cut by the border.
+            assert found[axis] == pytest.approx(image[axis], abs=side)
+
+
+def test_bins_of_another_size_by_the_name_of_their_table(visium_hd: Any) -> None:
+    sdata = read_visium_hd(visium_hd.folder)
+    assert sdata["square_016um"].X.sum() == visium_hd.direct["counts"].X.sum()
+    p2g.tl.tissue(sdata, "sim_full_image", progress=False)
+    p2g.tl.embed(sdata, "sim_full_image", progress=False)
+    recipe = Recipe(folds=2, max_checks=2)
+    model = p2g.tl.fit(sdata, "square_016um", image_key="sim_full_image", recipe=recipe, progress=False)
+    p2g.tl.denoise(sdata, model, progress=False)
+    assert sdata["denoised"].uns["spatialdata_attrs"]["region"] == "sim_square_016um"
+
+
+@pytest.mark.parametrize("platform", ["visium_hd", "visium"])
+@pytest.mark.parametrize("image", ["hires", "lowres"])
+def test_shrunk_images_are_refused(request: pytest.FixtureRequest, platform: str, image: str) -> None:
+    sdata = READERS[platform](request.getfixturevalue(platform).folder)
+    with pytest.raises(ValueError, match="nuclei are not resolved in coarser images; load the full-resolution image"):
+        p2g.tl.tissue(sdata, f"sim_{image}_image", progress=False)
+
+
+def test_hires_image_in_the_place_of_the_full_one(visium: Any) -> None:
+    sdata = read_visium(visium.folder, "spatial/tissue_hires_image.png")
+    p2g.tl.tissue(sdata, "sim_full_image", progress=False)
+    p2g.tl.embed(sdata, "sim_full_image", progress=False)
+    with pytest.raises(ValueError, match=r"\(128 x 128 px\): load the image .* at full resolution"):
+        p2g.tl.fit(sdata, "table", image_key="sim_full_image", progress=False)
+
+
+def test_denoised_spots_have_the_width_that_measures(results: dict[tuple[str, str], SpatialData], visium: Any) -> None:
+    sdata = results["visium", "table"]
+    p2g.tl.aggregate(sdata, "predicted", "sim", progress=False)
+    # Spots are 55 µm wide, although Space Ranger draws them with 65.
+    assert sdata["predicted_sim"].X.sum() == pytest.approx(visium.direct["counts"].X.sum(), rel=0.1)
+
+
+def test_control_probes_are_left_out(xenium: Any) -> None:
+    sdata = read_xenium(xenium.folder, gex_only=False)
+    assert any(name.startswith("NegControl") for name in sdata["table"].var_names)
+    assert "UnassignedCodeword_0001" in set(sdata["transcripts"]["feature_name"].compute())
+    p2g.tl.tissue(sdata, "he_image", progress=False)
+    p2g.tl.embed(sdata, "he_image", progress=False)
+    for key in ("table", "transcripts"):
+        recipe = Recipe(folds=2, max_checks=1)
+        model = p2g.tl.fit(sdata, key, image_key="he_image", recipe=recipe, progress=False)
+        assert sorted(model.genes) == sorted(xenium.direct["counts"].var_names)
+
+
+def test_he_without_its_alignment_file(xenium: Any) -> None:
+    sdata = read_xenium(xenium.folder, aligned_images=False)
+    image = xenium.folder / "sim_he_image.ome.tif"
+    sdata["he_image"] = spatialdata_io.xenium_aligned_image(image, None)
+    with pytest.warns(UserWarning, match="without its alignment file"):
+        p2g.tl.tissue(sdata, "he_image", progress=False)
+    with pytest.raises(ValueError, match="mpp as given: 0.5; 'transcripts' in µm: 0.2125"):
+        p2g.tl.embed(sdata, "he_image", mpp=0.5, progress=False)
+    aligned = spatialdata_io.xenium_aligned_image(image, xenium.folder / "sim_he_imagealignment.csv")
+    del sdata["he_image"], sdata["he_image_tissue"]
+    sdata["he_image"] = aligned
+    p2g.tl.tissue(sdata, "he_image", progress=False)
+    assert sdata.attrs["pixel2gene"]["he_image_tissue"]["mpp"] == pytest.approx(0.5)
