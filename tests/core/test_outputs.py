@@ -1,5 +1,6 @@
 """Output layers fitted to all genes, against closed forms and other solvers."""
 
+import copy
 from dataclasses import replace
 
 import numpy as np
@@ -10,18 +11,19 @@ from scipy.sparse import csr_array
 
 from pixel2gene.core import outputs as module
 from pixel2gene.core.ensemble import Architecture, Ensemble
-from pixel2gene.core.outputs import fit_outputs, leading_genes
-from pixel2gene.core.regression import Measurement
+from pixel2gene.core.outputs import choose_outputs, fit_outputs, leading_genes
+from pixel2gene.core.regression import Measurement, Recipe
 
 CPU = torch.device("cpu")
 MEMBERS, CHANNELS, WIDTH, GENES, UNITS = 3, 5, 4, 30, 1200
 LEAD = np.arange(0, GENES, 2)
+LEADING = len(LEAD)
 
 
-def hidden(seed=0):
+def hidden(seed=0, genes=LEADING):
     """A network whose hidden layers say something; its outputs are of the leading genes."""
     generator = torch.Generator().manual_seed(seed)
-    network = Ensemble(Architecture(MEMBERS, CHANNELS, len(LEAD), (8, WIDTH), 0.4, 0.4), generator)
+    network = Ensemble(Architecture(MEMBERS, CHANNELS, genes, (8, WIDTH), 0.4, 0.4), generator)
     with torch.no_grad():
         network.weights[-1].normal_(std=0.3, generator=generator)
     return network.eval()
@@ -184,6 +186,23 @@ def test_a_gene_without_counts_has_a_small_finite_rate():
     with torch.inference_mode():
         rate = fitted.rates(torch.from_numpy(data.features))[..., 3]
     assert torch.isfinite(rate).all() and rate.sum(dim=1).max() < 1.5
+
+
+def test_outputs_that_foretell_held_out_units_better_are_kept(monkeypatch):
+    network, everything = hidden(genes=GENES), np.arange(GENES)
+    data, _ = slide(network)
+    recipe = Recipe(folds=MEMBERS)
+    # Trained outputs are random here.
+    found = choose_outputs(network, everything, data, recipe, CPU, 0)
+    assert found is not network
+    assert choose_outputs(found, everything, data, recipe, CPU, 0) is not network
+    worse = copy.deepcopy(found)
+    with torch.no_grad():
+        worse.weights[-1].mul_(3)
+    monkeypatch.setattr(module, "fit_outputs", lambda *_: worse)
+    assert choose_outputs(found, everything, data, recipe, CPU, 0) is found
+    # Genes that did not train the network have no others.
+    assert choose_outputs(hidden(), LEAD, data, recipe, CPU, 0) is worse
 
 
 def test_leading_genes_have_the_most_counts():

@@ -11,7 +11,16 @@ from scipy.sparse import csr_array, diags_array
 from torch import Tensor
 
 from pixel2gene.core.ensemble import Ensemble
-from pixel2gene.core.regression import Measurement, pieces, sparse_overlap, thin_rows
+from pixel2gene.core.regression import (
+    Measurement,
+    Recipe,
+    gene_weights,
+    held_out_deviance,
+    pieces,
+    some_units,
+    sparse_overlap,
+    thin_rows,
+)
 
 # Superpixels that tell how much of a gene is expected, whatever its weights; genes at once; rows of an embedding.
 SAMPLE, GENES, ROWS = 20_000, 512, 16_384
@@ -64,6 +73,22 @@ class _Evidence:
 
     def of_genes(self, genes: NDArray[np.intp]) -> _Evidence:
         return replace(self, counts=csr_array(self.counts[:, genes]), panels=self.panels[:, torch.from_numpy(genes)])
+
+
+def choose_outputs(
+    network: Ensemble, lead: NDArray[np.intp], data: Measurement, recipe: Recipe, device: torch.device, seed: int
+) -> Ensemble:
+    """Keep the outputs that were trained, or those of `fit_outputs`: whichever foretell held-out units better.
+
+    Genes that did not train the network have but the latter.
+    """
+    fitted = fit_outputs(network, lead, data, device, seed)
+    if len(lead) < data.counts.shape[1]:
+        return fitted
+    some = some_units(data, recipe, np.random.default_rng(seed))
+    weight = gene_weights(data, recipe.gene_power).to(device)
+    trained, anew = (held_out_deviance(one, some, weight, device) for one in (network, fitted))
+    return fitted if anew < trained else network
 
 
 def fit_outputs(

@@ -288,7 +288,7 @@ def fit_ensemble(
         patches, load = _patches(data, recipe)
         batches = _batches(patches, load, recipe.batch, rng)
         every = int(np.clip(load.sum() // recipe.batch, *recipe.check_steps))
-        looked_at = _some_units(data, recipe, rng)
+        looked_at = some_units(data, recipe, rng)
         even = gene_weights(data, 1).to(device)
         keep = round(recipe.superpixels_per_unit * data.units_per_superpixel)
         with tqdm(total=recipe.max_checks, desc="fit", disable=not progress, leave=False) as bar:
@@ -558,7 +558,7 @@ def _batches(
             yield np.concatenate([patches[i] for i in chosen])
 
 
-def _some_units(data: Measurement, recipe: Recipe, rng: np.random.Generator) -> Measurement:
+def some_units(data: Measurement, recipe: Recipe, rng: np.random.Generator) -> Measurement:
     """A fixed sample of units and of their superpixels, large enough to see the held-out deviance turn."""
     some = data.rows(np.sort(rng.permutation(len(data.fold))[: recipe.check_units]))
     return replace(some, overlap=thin_rows(some.overlap, round(CHECK_SUPERPIXELS * data.units_per_superpixel), rng))

@@ -17,7 +17,7 @@ from pixel2gene import __version__
 from pixel2gene.core.device import choose_device
 from pixel2gene.core.ensemble import Ensemble
 from pixel2gene.core.model import Model, TrainingSlide
-from pixel2gene.core.outputs import fit_outputs, leading_genes
+from pixel2gene.core.outputs import choose_outputs, leading_genes
 from pixel2gene.core.paper import RECIPES, PaperRecipe, fit_paper
 from pixel2gene.core.regression import History, Measurement, Recipe, Reference, fit_ensemble
 from pixel2gene.core.scoring import held_out_scores
@@ -93,9 +93,7 @@ def train(
         lead = leading_genes(data.counts, chosen.lead_genes)
         start = None if reference is None else _start(reference, [names[gene] for gene in lead])
         network, history = fit_ensemble(data.of_genes(lead), chosen, chosen_device, seed, progress, start)
-        if len(lead) < len(names):
-            network = fit_outputs(network, lead, data, chosen_device, seed)
-        return network, history
+        return choose_outputs(network, lead, data, chosen, chosen_device, seed), history
 
     data = _joined(parts, panels)
     network, history = fitted(data)
