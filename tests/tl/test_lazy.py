@@ -128,6 +128,11 @@ def test_a_table_that_does_not_fit_is_refused(
     p2g.tl.predict(embedded, fitted_once, lazy=True, progress=False)
 
 
+def test_lazy_predictions_are_not_aggregated(lazy: SpatialData) -> None:
+    with pytest.raises(ValueError, match="'predicted' was predicted with lazy=True.*genes=.*key_added"):
+        p2g.tl.aggregate(lazy, "predicted", "square_008um")
+
+
 def test_open_map_says_what_there_is(eager: SpatialData) -> None:
     with pytest.raises(KeyError, match="No 'predicted_latent' written by pixel2gene.tl.predict.*predicted_map"):
         p2g.tl.open_map(eager)

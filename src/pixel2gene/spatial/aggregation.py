@@ -110,13 +110,18 @@ def find_expression(sdata: SpatialData, key: str) -> Expression:
     KeyError
         If there is none of that key, or its raster is gone.
     ValueError
-        If the table lost its standard deviations or shares no gene with the raster.
+        If the prediction is lazy, or the table lost its standard deviations or shares no gene with the raster.
     """
     records = sdata.attrs.get(RECORDS, {})
     known = sorted(name for name in sdata.tables if records.get(name, {}).get("verb") in WRITERS)
     if key not in known:
         raise KeyError(
             f"No table {key!r} written by pixel2gene.tl.predict or pixel2gene.tl.denoise; they wrote {known}."
+        )
+    if get_table(sdata, key).X is None:
+        raise ValueError(
+            f"{key!r} was predicted with lazy=True, so that its table has no values: predict the genes to aggregate "
+            "with genes= or min_score=, and another key_added."
         )
     found = Expression(
         key, records[key], get_table(sdata, key), raster_levels(get_element(sdata, f"{key}_map", "images"))[0]
