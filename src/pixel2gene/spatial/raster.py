@@ -31,7 +31,7 @@ from pixel2gene.spatial.grid import SUPERPIXEL_UM
 from pixel2gene.spatial.image import Slide
 
 # Sides in superpixels: of a chunk, and of what is encoded at once, with a border around it that is cut off.
-TILE, ENCODED = 64, 192
+TILE, ENCODED = 64, 160
 # Encoders use every core by themselves; meanwhile another thread reads the next tile.
 _ENCODING, _AHEAD = threading.Lock(), threading.BoundedSemaphore(2)
 STATISTICS_SIDE = 8

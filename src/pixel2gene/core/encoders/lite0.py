@@ -19,9 +19,9 @@ BATCH_NORM_EPS = 1e-3
 # Blocks after which a stage ends, and how much its map is pooled to reach 16 px.
 STAGE_ENDS = {2: 4, 4: 2, 10: 1}
 DOWNSAMPLING_BLOCKS = {1, 3, 5}
-# The stem and blocks before stride 8, whose maps are the largest; rows of pixels at once, and around them after which
+# The stem and blocks up to stride 8, whose maps are the largest; rows of pixels at once, and around them after which
 # a border no longer shows.
-FINE_BLOCKS, STRIP, STRIP_HALO = 4, 1024, 16
+FINE_BLOCKS, STRIP, STRIP_HALO = 5, 512, 32
 
 
 class Conv(NamedTuple):
@@ -108,7 +108,7 @@ class Lite0:
             first, last = max(start - STRIP_HALO, 0), min(stop + STRIP_HALO, height)
             pooled, whole = self._fine.run(None, {"x": _scaled(rgb[:, :, first:last].astype(np.float32))})
             fine.append(pooled[:, :, (start - first) // 16 : (stop - first) // 16])
-            maps.append(whole[:, :, (start - first) // 4 : (stop - first) // 4])
+            maps.append(whole[:, :, (start - first) // 8 : (stop - first) // 8])
         coarse = self._coarse.run(None, {"x": np.concatenate(maps, axis=2)})
         return np.concatenate([np.concatenate(fine, axis=2), *coarse], axis=1)
 
