@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+
+# Threads of small networks wait for one another longer than they compute, and numba's set the number of torch's.
+os.environ["OMP_NUM_THREADS"] = os.environ["NUMBA_NUM_THREADS"] = "1"
+
 import json
 from collections.abc import Callable
 from pathlib import Path
