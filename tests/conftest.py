@@ -9,6 +9,7 @@ os.environ["OMP_NUM_THREADS"] = os.environ["NUMBA_NUM_THREADS"] = "1"
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from safetensors.torch import save_file
 from spatialdata import SpatialData, deepcopy
 
 import pixel2gene as p2g
+from pixel2gene.core.regression import Recipe
 
 matplotlib.use("Agg")
 
@@ -46,6 +48,13 @@ def embedded(embedded_once: SpatialData) -> SpatialData:
 def fitted(fitted_once: p2g.Model) -> p2g.Model:
     """A model of that slide."""
     return fitted_once
+
+
+@pytest.fixture
+def short_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make the recipe of that name a short one: of what the command line does, not of how well models fit."""
+    short = partial(Recipe, folds=3, hidden=(32, 16), max_checks=5)
+    monkeypatch.setattr("pixel2gene.spatial.training.RECIPES", {"default": short})
 
 
 @pytest.fixture(scope="session")
