@@ -324,7 +324,7 @@ def _denoised(source: Source, data: Training, fitted: Fitted) -> Row:
     if source.super_resolved:
         inside = ~half(data.slide).ravel()[data.slide.superpixels]
         return {"score": mean_pearson(pearson(rate[inside], _rates(data, inside)))}
-    truth, predicted = data.true_counts(), data.measured.overlap @ rate
+    truth, predicted = data.true_counts(), data.overlap @ rate
     if fitted.denoise is None:
         return {"score": mean_pearson(pearson(predicted, truth))}
     if fitted.expect is None:

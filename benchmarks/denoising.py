@@ -319,7 +319,7 @@ def _estimates(data: Training, chosen: list[str], paper: PaperOptions) -> Iterat
 
 
 def _on_units(data: Training, fitted: Fitted) -> Array:
-    return data.measured.overlap @ fitted.predict(data.slide)
+    return data.overlap @ fitted.predict(data.slide)
 
 
 def _split_scores(whole: Training, chosen: list[str], paper: PaperOptions, share: float) -> Iterator[Row]:

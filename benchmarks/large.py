@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import anndata as ad
 import dask.array as da
 import geopandas as gpd
 import numpy as np
 import pandas as pd
 import shapely
+import xarray as xr
 from scipy.sparse import csr_matrix, vstack
 from spatialdata import SpatialData
 from spatialdata.models import Image2DModel, ShapesModel, TableModel
 from spatialdata.transformations import Identity, Scale
 
 import pixel2gene as p2g
+from pixel2gene.core.ensemble import Architecture, Ensemble
+from pixel2gene.core.regression import History, Recipe
+from pixel2gene.core.trust import fit_familiarity
 from pixel2gene.spatial.elements import RECORDS, image_element, labels_element
 from pixel2gene.spatial.geometry import raster_levels
 from pixel2gene.spatial.grid import superpixel_grid
@@ -43,7 +49,49 @@ def large_image(side: int, chunk: int = SEED_SIDE) -> SpatialData:
     return SpatialData(images={"he": Image2DModel.parse(lazy, dims=("c", "y", "x"), transformations=transformations)})
 
 
-def embedded_slide(side: int, n_genes: int = 0, counts_per_bin: float = 200.0) -> SpatialData:
+@dataclass(frozen=True)
+class Truth:
+    """True rate of every gene at the places of the seed, and the place of every superpixel."""
+
+    rate: np.ndarray
+    place: np.ndarray
+
+    def correlation(self, predicted: xr.DataArray, names: pd.Index) -> float:
+        """Mean over the genes of Pearson's r of the logarithms."""
+        columns = [int(name.removeprefix("GENE")) for name in names]
+        some = np.random.default_rng(0).permutation(len(self.place))[:5000]
+        found = np.log(predicted.to_numpy().reshape(len(names), -1)[:, some].astype(np.float64))
+        true = np.log(self.rate[self.place[some]][:, columns]).T
+        return float(np.mean([np.corrcoef(a, b)[0, 1] for a, b in zip(found, true, strict=True)]))
+
+
+def whole_tissue(sdata: SpatialData) -> None:
+    """Labels "whole" of all superpixels."""
+    grid = superpixel_grid(sdata, "he", MPP)
+    sdata["whole"] = labels_element(np.ones(grid.shape, np.uint8), grid)
+
+
+def random_model(sdata: SpatialData, n_genes: int) -> p2g.Model:
+    """A model of the default architecture that has learnt nothing."""
+    recipe = Recipe()
+    record = sdata.attrs[RECORDS]["he_embedding"]
+    channels, genes = record["encoder"]["channels"], [f"GENE{i}" for i in range(n_genes)]
+    features = np.random.default_rng(0).normal(size=(2000, channels)).astype(np.float32)
+    return p2g.Model(
+        genes=genes,
+        encoder=record["encoder"],
+        inputs={"image_key": "he", "embedding_key": None, "table_key": "counts", "layer": None},
+        recipe=recipe,
+        network=Ensemble(Architecture(recipe.folds, channels, n_genes, recipe.hidden, 0, 0)).eval(),
+        slides=[],
+        scores=pd.DataFrame({"pearson": 1.0, "misfit": 0.1}, index=pd.Index(genes, name="gene")),
+        history=History(),
+        version="",
+        familiarity=fit_familiarity(features, np.arange(2000) % 2),
+    )
+
+
+def embedded_slide(side: int, n_genes: int = 0, counts_per_bin: float = 200.0) -> tuple[SpatialData, Truth | None]:
     """Slide of `side` x `side` superpixels with an embedding, mirrored, and bins on every superpixel.
 
     Genes have log-normal levels, as sparse as those of a whole transcriptome, and rates that a random function of the
@@ -63,12 +111,10 @@ def embedded_slide(side: int, n_genes: int = 0, counts_per_bin: float = 200.0) -
     sdata["he_embedding"] = image_element(mirrored, grid, channels, chunks=(len(channels), TILE, TILE))
     record = seed.attrs[RECORDS]["he_embedding"] | {"fingerprint": fingerprint(open_image(sdata, "he"))}
     sdata.attrs[RECORDS] = {"he_embedding": record}
-    if n_genes:
-        _add_bins(sdata, values, index, n_genes, counts_per_bin)
-    return sdata
+    return sdata, _add_bins(sdata, values, index, n_genes, counts_per_bin) if n_genes else None
 
 
-def _add_bins(sdata: SpatialData, values: np.ndarray, index: np.ndarray, n_genes: int, counts_per_bin: float) -> None:
+def _add_bins(sdata: SpatialData, values: np.ndarray, index: np.ndarray, n_genes: int, counts_per_bin: float) -> Truth:
     rng = np.random.default_rng(0)
     flat = values.reshape(len(values), -1).T.astype(np.float32)
     flat = (flat - flat.mean(axis=0)) / flat.std(axis=0).clip(1e-3)
@@ -87,11 +133,15 @@ def _add_bins(sdata: SpatialData, values: np.ndarray, index: np.ndarray, n_genes
     sdata["bins"] = ShapesModel.parse(gpd.GeoDataFrame(geometry=boxes), transformations=transformations)
     table = ad.AnnData(
         vstack(parts, format="csr"),
-        obs=pd.DataFrame({"array_row": row, "array_col": column, "region": pd.Categorical(["bins"] * len(row))}),
+        obs=pd.DataFrame(
+            {"array_row": row, "array_col": column, "region": pd.Categorical(["bins"] * len(row))},
+            index=np.arange(len(row)).astype(str),
+        ),
         var=pd.DataFrame(index=[f"GENE{i}" for i in range(n_genes)]),
     )
     table.obs["instance_id"] = np.arange(len(row))
     sdata["counts"] = TableModel.parse(table, region="bins", region_key="region", instance_key="instance_id")
+    return Truth(rate, place)
 
 
 def _poisson(rate: np.ndarray, rng: np.random.Generator) -> csr_matrix:

@@ -116,14 +116,14 @@ def raw_counts(training: Training) -> Fitted:
 def smoothing(training: Training) -> Fitted:
     """A Gaussian over the measured area; each gene's width predicts one half of its counts best from the other."""
     measured, grid = training.measured, training.slide.embedded.grid
-    superpixels = measured.superpixels
+    superpixels, overlap = training.slide.superpixels, training.overlap
     share = np.zeros(grid.size, np.float32)
-    share[superpixels] = np.asarray(measured.overlap.sum(axis=0)).ravel()
+    share[superpixels] = np.asarray(overlap.sum(axis=0)).ravel()
 
     def smooth(counts: Array, sigma: float) -> Array:
         laid = np.zeros((counts.shape[1], grid.size), np.float32)
         # Each unit's counts are spread over its area.
-        laid[:, superpixels] = ((measured.overlap.T @ (counts / measured.area[:, None])).T).astype(np.float32)
+        laid[:, superpixels] = ((overlap.T @ (counts / measured.area[:, None])).T).astype(np.float32)
         mean = counts.sum(axis=0) / measured.area.sum()
         width = (0, sigma, sigma)
         total = ndimage.gaussian_filter(laid.reshape(-1, *grid.shape), width, mode="constant")
@@ -133,9 +133,7 @@ def smoothing(training: Training) -> Fitted:
 
     counts = measured.counts.toarray()
     first = np.random.default_rng(training.seed).binomial(counts.astype(np.int64), 0.5).astype(np.float32)
-    deviance = [
-        poisson_deviance(counts - first, measured.overlap @ smooth(first, sigma)).sum(axis=0) for sigma in SIGMAS
-    ]
+    deviance = [poisson_deviance(csr_array(counts - first), overlap @ smooth(first, sigma)) for sigma in SIGMAS]
     best = np.argmin(deviance, axis=0)
     rate = np.empty((len(superpixels), counts.shape[1]), np.float32)
     for i in np.unique(best):
@@ -223,9 +221,8 @@ def pixel2gene(training: Training, **options: object) -> Fitted:
 def oracle(training: Training) -> Fitted:
     """The network and training of the default recipe on true rates: about what noiseless counts would give."""
     data = measurement(training)
-    truth = csr_array(
-        data.depth[:, None] * (data.overlap @ training.slide.truth(training.genes)[training.slide.superpixels])
-    )
+    rate = training.slide.truth(training.genes)[training.measured.superpixels]
+    truth = csr_array(data.depth[:, None] * (data.overlap @ rate))
     device = choose_device(None)
     network, _ = fit_ensemble(
         replace(data, counts=truth), Recipe(max_checks=ORACLE_LOOKS), device, training.seed, progress=False

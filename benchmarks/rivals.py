@@ -44,7 +44,7 @@ def pooled(training: Training) -> Array:
     """
     counts = training.measured.counts.toarray()
     first = np.random.default_rng([training.seed, 2]).binomial(counts.astype(np.int64), 0.5).astype(np.float32)
-    deviance = [poisson_deviance(counts - first, guess).sum() for guess in _guesses(first, training.seed)]
+    deviance = [poisson_deviance(csr_array(counts - first), guess).sum() for guess in _guesses(first, training.seed)]
     best = int(np.argmin(deviance))
     return next(guess for i, guess in enumerate(_guesses(counts, training.seed)) if i == best)
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import csr_array
 from spatialdata import SpatialData
 from spatialdata.models import PointsModel
 from spatialdata.transformations import get_transformation
@@ -172,6 +173,11 @@ class Training:
     units: Units
     seed: int
 
+    @property
+    def overlap(self) -> csr_array:
+        """(units on tissue, superpixels of the tissue)."""
+        return csr_array(self.units.overlap[self.measured.rows][:, self.slide.superpixels])
+
     def true_counts(self) -> NDArray[np.float32]:
         """(units on tissue, genes) expected counts."""
         counts: NDArray[np.float32] = self.units.overlap[self.measured.rows] @ self.slide.truth(self.genes)
@@ -185,11 +191,11 @@ def training(slide: Slide, held: NDArray[np.bool_], seed: int, min_counts: int =
     units = measured_units(sdata, slide.key, "he", slide.embedded.grid)
     chosen = select_genes(units, None, min_counts)
     measured = measure(slide.embedded, units, chosen, slide.key)
-    unmeasured = held.ravel()[slide.superpixels]
-    if units.superpixels is None:
-        # A unit at the border reaches over it.
-        unmeasured &= np.asarray(measured.overlap.sum(axis=0)).ravel() == 0
-    return Training(slide, sdata, unmeasured, units.genes[chosen].tolist(), measured, units, seed)
+    made = Training(slide, sdata, held.ravel()[slide.superpixels], units.genes[chosen].tolist(), measured, units, seed)
+    if units.superpixels is not None:
+        return made
+    # A unit at the border reaches over it.
+    return replace(made, held=made.held & (np.asarray(made.overlap.sum(axis=0)).ravel() == 0))
 
 
 def half(slide: Slide) -> NDArray[np.bool_]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import namedtuple
 from pathlib import Path
 
@@ -121,8 +120,10 @@ def test_a_table_that_does_not_fit_is_refused(
 ) -> None:
     monkeypatch.setattr(psutil, "virtual_memory", lambda: namedtuple("Memory", "available")(1000))
     before = {name for _, name, _ in embedded.gen_elements()}
-    with pytest.raises(MemoryError, match=re.escape("genes=") + "|name fewer genes.*min_score=.*lazy=True"):
+    with pytest.raises(MemoryError, match="name fewer genes.*min_score=.*lazy=True"):
         p2g.tl.predict(embedded, fitted_once, progress=False)
+    with pytest.raises(MemoryError, match="name fewer genes, or set min_score="):
+        p2g.tl.denoise(embedded, fitted_once, progress=False)
     assert {name for _, name, _ in embedded.gen_elements()} == before
     p2g.tl.predict(embedded, fitted_once, lazy=True, progress=False)
 

@@ -215,3 +215,16 @@ def test_spots_cells_and_transcripts(of_platform: Callable[[str], SpatialData], 
         assert sdata["denoised_map"].values[:, measured].sum(dtype=np.float64) == pytest.approx(total, rel=0.15)
     if key == "transcripts":
         assert sdata["denoised"].uns["spatialdata_attrs"]["region"] == ["denoised_superpixels"]
+
+
+def test_some_genes_are_denoised(embedded: SpatialData, finished: SpatialData, fitted_once: p2g.Model) -> None:
+    best = fitted_once.scores["pearson"].nlargest(12).index
+    wanted = [gene for gene in fitted_once.genes if gene in best]
+    p2g.tl.denoise(embedded, fitted_once, genes=wanted, progress=False)
+    least = float(fitted_once.scores["pearson"][wanted].min())
+    p2g.tl.denoise(embedded, fitted_once, min_score=least, key_added="scored", progress=False)
+    some, scored = embedded["denoised"], embedded["scored"]
+    assert some.var_names.tolist() == scored.var_names.tolist() == wanted
+    np.testing.assert_allclose(scored.X, some.X)
+    # Other genes say a little less where there are fewer.
+    assert mean_pearson(some.X, finished["denoised"][:, wanted].X) > 0.97

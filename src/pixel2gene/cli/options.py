@@ -23,6 +23,7 @@ ModelTable = Annotated[
 ]
 Layer = Annotated[str | None, typer.Option(help="Layer with the counts.")]
 Genes = Annotated[list[str] | None, typer.Option("--genes", "--gene", help="Gene, once for each; all by default.")]
+MinScore = Annotated[float | None, typer.Option(help="Leave out genes whose held-out Pearson is lower.")]
 Embedding = Annotated[str | None, typer.Option("--embedding-key", help="Key of the embedding; IMAGE_embedding.")]
 KeyAdded = Annotated[str, typer.Option(help="Name of the results.")]
 Tissue = Annotated[str | None, typer.Option("--tissue-key", "--tissue", help="Key of a tissue mask of your own.")]

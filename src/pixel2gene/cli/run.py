@@ -8,6 +8,7 @@ import typer
 from pixel2gene.cli import options
 from pixel2gene.cli.report import progress, say, show, user_errors
 from pixel2gene.cli.stores import open_store, prepare
+from pixel2gene.spatial.memory import genes_that_fit, memory_limit
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
@@ -28,6 +29,9 @@ def run(
     encoder: options.Encoder = None,
     device: options.Device = None,
     seed: options.Seed = 0,
+    max_memory: Annotated[
+        float | None, typer.Option(help="GB that the results may take the process to; all that is free by default.")
+    ] = None,
     as_json: options.Json = False,
 ) -> None:
     """Fit, fill and denoise a slide. What an interrupted run has finished in OUT is not done again."""
@@ -35,9 +39,10 @@ def run(
     with user_errors():
         sdata = open_store(store, out)
         embedding: dict[str, Any] = {"encoder": encoder, "tissue_key": tissue_key, "mpp": mpp, "force": force}
-        model = analyse(
-            sdata, image_key, table_key, layer=layer, genes=genes, device=device, seed=seed, embedding=embedding
-        )
+        with memory_limit(max_memory):
+            model = analyse(
+                sdata, image_key, table_key, layer=layer, genes=genes, device=device, seed=seed, embedding=embedding
+            )
         model.save(written["p2g"], overwrite=True)
         model.scores.to_csv(written["scores.csv"])
         figure(sdata, model, image_key, table_key, written["png"])
@@ -62,6 +67,9 @@ def analyse(
 ) -> Model:
     """Tissue, embedding, model, prediction and denoised counts of a slide."""
     import pixel2gene as p2g
+    from pixel2gene.spatial.embedded import open_embedding
+    from pixel2gene.tl._denoise import VALUE_BYTES as DENOISED_BYTES
+    from pixel2gene.tl._predict import VALUE_BYTES as PREDICTED_BYTES
 
     bars = progress()
     prepare(sdata, image_key, device=device, overwrite=True, **embedding or {})
@@ -69,10 +77,18 @@ def analyse(
     model = p2g.tl.fit(
         sdata, table_key, image_key=image_key, layer=layer, genes=genes, device=device, seed=seed, progress=bars
     )
-    say("Predict the whole slide")
-    p2g.tl.predict(sdata, model, device=device, overwrite=True, progress=bars)
-    say("Denoise what was measured")
-    p2g.tl.denoise(sdata, model, device=device, overwrite=True, progress=bars)
+    superpixels = len(open_embedding(sdata, image_key).statistics.superpixels)
+    lazy = genes_that_fit(superpixels, PREDICTED_BYTES) < len(model.genes)
+    say("Predict the whole slide" + (", without a table, which does not fit into memory" if lazy else ""))
+    p2g.tl.predict(sdata, model, lazy=lazy, device=device, overwrite=True, progress=bars)
+    units = sdata.tables[table_key].n_obs if table_key in sdata.tables else superpixels
+    # If none fits, denoise says so.
+    fitting = max(genes_that_fit(units, DENOISED_BYTES), 1)
+    all_fit = fitting >= len(model.genes)
+    say("Denoise what was measured" + ("" if all_fit else f", of the {fitting} genes that are read best: no more fit"))
+    best = model.scores["pearson"].fillna(-1).nlargest(fitting).index
+    kept = None if all_fit else [gene for gene in model.genes if gene in best]
+    p2g.tl.denoise(sdata, model, genes=kept, device=device, overwrite=True, progress=bars)
     return model
 
 

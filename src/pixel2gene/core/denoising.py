@@ -130,11 +130,16 @@ def denoise_counts(
         unseen[:, genes], _ = _mixture(sources.candidates(genes, held_out=True), weight[:, genes])
         filled[:, genes], _ = _mixture(sources.elsewhere(gaps, genes), weight[:, genes])
     shape = gamma_shape(some, unseen)
-    expected_sd = np.sqrt(expected * misfit(some, unseen, shape, around.block[rows])).astype(np.float32)
-    prior, among = _with_other_genes(sources, expected, unseen, shape, seed)
-    mean, sd = gamma_poisson_posterior(counts, prior, among)
+    expected_sd = np.sqrt(expected * misfit(some, unseen, shape, around.block[rows]).astype(np.float32))
+    with_other_genes, among = _other_genes(sources, unseen, shape, seed)
+    mean, sd, trusted = np.empty_like(counts), np.empty_like(counts), np.zeros(counts.shape[1])
+    # Some units at a time, since each takes its many arrays.
+    for units in gene_blocks(*counts.shape[::-1]):
+        prior = with_other_genes(counts[units], expected[units])
+        mean[units], sd[units] = gamma_poisson_posterior(counts[units], prior, among)
+        trusted += (among / (prior + among)).sum(axis=0) / len(counts)
     # What other genes foretell narrows what a unit has for itself.
-    own = 1 - np.minimum(shape / among, 1) * (among / (prior + among)).mean(axis=0)
+    own = 1 - np.minimum(shape / among, 1) * trusted
     weights = ((1 - own) * (1 - neighbours), (1 - own) * neighbours, own)
     if undisturbed is not data:
         plain = predicted_counts(network, undisturbed, device, held_out=False)
@@ -214,23 +219,17 @@ def _with_neighbours(
             yield base * ((counted + prior) / (expected + prior)), trust
 
 
-def _with_other_genes(
-    sources: Sources,
-    expected: NDArray[np.float32],
-    unseen: NDArray[np.float32],
-    shape: NDArray[np.float64],
-    seed: int,
-) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
-    """Correct what is expected by what a unit's counts of all other genes foretell, as far as it helps a gene.
+def _other_genes(
+    sources: Sources, unseen: NDArray[np.float32], shape: NDArray[np.float64], seed: int
+) -> tuple[Callable[[NDArray[np.float32], NDArray[np.float32]], NDArray[np.float32]], NDArray[np.float64]]:
+    """Learn to correct what is expected by what a unit's counts of all other genes foretell, as far as it helps a gene.
 
     Parameters
     ----------
     sources
         Counts, and the sample to choose by.
-    expected
-        (units, genes).
     unseen
-        (sample, genes) the same by what has not seen them.
+        (sample, genes) what is expected there by what has not seen them.
     shape
         (genes,) of the gamma distribution of the units around it.
     seed
@@ -238,11 +237,11 @@ def _with_other_genes(
 
     Returns
     -------
-    (units, genes) expected counts and the (genes,) shape around them.
+    What makes corrected expectations of (units, genes) counts and expectations, and the (genes,) shape around them.
     """
-    counts, some = sources.counts, sources.counts[sources.rows]
-    if len(some) < LEAST_UNITS or counts.shape[1] < LEAST_GENES:
-        return expected, shape
+    some = sources.counts[sources.rows]
+    if len(some) < LEAST_UNITS or some.shape[1] < LEAST_GENES:
+        return lambda counts, expected: expected, shape
     x = residuals(some, unseen, shape)
     part = np.random.default_rng(seed).permutation(len(some)) % PARTS
     held_out = [np.empty_like(x) for _ in FACTORS]
@@ -266,8 +265,12 @@ def _with_other_genes(
         return total
 
     factors = [fit_factors(x, number, seed) for number in FACTORS]
-    y = residuals(counts, expected, shape)
-    return mixed(expected, [one.foretell(y) for one in factors]), gamma_shape(some, mixed(unseen, held_out))
+
+    def corrected(counts: NDArray[np.float32], expected: NDArray[np.float32]) -> NDArray[np.float32]:
+        y = residuals(counts, expected, shape)
+        return mixed(expected, [one.foretell(y) for one in factors])
+
+    return corrected, gamma_shape(some, mixed(unseen, held_out))
 
 
 def _log_likelihoods(sources: Sources, shape: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -57,6 +58,31 @@ def measure_for_model(
         slide = training_slide(model, embedded)
         measured = with_effects(units, measured, embedded.grid, None if slide is None else slide.platform)
     return model.of_genes(names), units, measured
+
+
+def chosen_genes(model: Model, genes: Sequence[str] | None, min_score: float | None) -> list[str]:
+    """Genes asked for, all of the model's by default, but for those with a lower held-out Pearson, or none.
+
+    Raises
+    ------
+    KeyError
+        If the model lacks a gene.
+    ValueError
+        If no gene has the score.
+    """
+    names = list(model.genes if genes is None else genes)
+    unknown = [name for name in names if name not in model.scores.index]
+    if unknown:
+        raise KeyError(f"The model lacks {unknown[:5]}; it has {len(model.genes)} genes, such as {model.genes[:5]}.")
+    if min_score is None:
+        return names
+    scores = model.scores.loc[names, "pearson"]
+    if not (scores >= min_score).any():
+        raise ValueError(
+            f"None of the {len(names)} genes has a held-out Pearson of min_score={min_score}; the best has "
+            f"{scores.max():.3f}."
+        )
+    return [name for name in names if scores[name] >= min_score]
 
 
 def slide_measurement(

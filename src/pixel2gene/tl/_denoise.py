@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -24,16 +25,27 @@ from pixel2gene.spatial.elements import (
     write_elements,
 )
 from pixel2gene.spatial.measured import Measured, gaps_between
-from pixel2gene.spatial.modelled import measure_for_model, open_for_model, slide_measurement, training_slide
+from pixel2gene.spatial.memory import require_memory
+from pixel2gene.spatial.modelled import (
+    chosen_genes,
+    measure_for_model,
+    open_for_model,
+    slide_measurement,
+    training_slide,
+)
 from pixel2gene.spatial.platform import without_effects
 
 UNIT = "expected counts per unit"
+# Eight numbers in single precision while the raster is made.
+VALUE_BYTES = 32
 
 
 def denoise(
     sdata: SpatialData,
     model: Model,
     *,
+    genes: Sequence[str] | None = None,
+    min_score: float | None = None,
     table_key: str | None = None,
     image_key: str | None = None,
     layer: str | None = None,
@@ -62,6 +74,9 @@ def denoise(
         Slide with counts and an embedding like that of the training.
     model
         From `pixel2gene.tl.fit`.
+    genes, min_score
+        To denoise, as in `pixel2gene.tl.predict`: all of the model's by default. They are what "the other genes" are
+        taken from.
     table_key, image_key, layer, embedding_key
         Those of the training by default.
     key_added
@@ -93,7 +108,10 @@ def denoise(
     KeyError
         If there is no such table, layer or embedding, or none of the model's genes was measured.
     ValueError
-        If the embedding is of another encoder or scale than the model's, the values are no counts, or a result exists.
+        If the embedding is of another encoder or scale than the model's, the values are no counts, no gene reaches
+        `min_score`, or a result exists.
+    MemoryError
+        If the result does not fit into the memory that is free.
     """
     embedded = open_for_model(sdata, model, image_key, embedding_key)
     source = table_key or str(model.inputs["table_key"])
@@ -102,7 +120,9 @@ def denoise(
     require_new(sdata, keys if source in sdata.points else keys[:2], overwrite)
     chosen_device = choose_device(device)
     model.network.to(chosen_device)
+    model = model.of_genes(chosen_genes(model, genes, min_score))
     model, units, measured = measure_for_model(sdata, model, embedded, table_key, layer)
+    require_memory(len(measured.rows), len(model.genes), VALUE_BYTES, "name fewer genes, or set min_score=")
     data, measured = slide_measurement(model, embedded, measured, chosen_device)
 
     undisturbed = without_effects(data, measured)

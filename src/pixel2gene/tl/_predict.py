@@ -6,7 +6,6 @@ from dataclasses import dataclass
 import anndata as ad
 import numpy as np
 import pandas as pd
-import psutil
 import torch
 from numpy.typing import NDArray
 from spatialdata import SpatialData
@@ -35,9 +34,16 @@ from pixel2gene.spatial.latent import (
     link_of,
     outputs_of,
 )
-from pixel2gene.spatial.modelled import open_for_model, training_slide
+from pixel2gene.spatial.memory import require_memory
+from pixel2gene.spatial.modelled import chosen_genes, open_for_model, training_slide
 
 UNIT = "expected counts per superpixel of 8 µm"
+# Mean and standard deviation, in single precision.
+VALUE_BYTES = 8
+REMEDY = (
+    "name fewer genes, set min_score=, or pass lazy=True, which makes no table and computes the raster of a gene when "
+    "it is looked at"
+)
 
 
 def predict(
@@ -113,7 +119,7 @@ def predict(
     # A lazy map is on disk only if the user wrote it.
     other = f"{key_added}_{'map' if lazy else 'latent'}"
     require_new(sdata, [*keys, other], overwrite)
-    model = model.of_genes(_chosen_genes(model, genes, min_score))
+    model = model.of_genes(chosen_genes(model, genes, min_score))
     slide = training_slide(model, embedded)
     depth = 1.0 if slide is None else slide.depth
     chosen_device = choose_device(device)
@@ -181,7 +187,7 @@ class _Rows:
 def _predicted_rows(embedded: Embedded, model: Model, device: torch.device, progress: bool) -> _Rows:
     superpixels = embedded.statistics.superpixels
     size = (len(superpixels), len(model.genes))
-    _require_memory(size)
+    require_memory(*size, VALUE_BYTES, REMEDY)
     rows = _Rows(np.empty(size, np.float32), np.empty(size, np.float32), np.empty(size[0], np.float32))
     misfit = model.scores["misfit"].to_numpy(np.float32)
     everything = np.arange(size[1])
@@ -196,33 +202,6 @@ def _predicted_rows(embedded: Embedded, model: Model, device: torch.device, prog
     return rows
 
 
-def _require_memory(size: tuple[int, int]) -> None:
-    """Refuse a table that cannot be held."""
-    needed, free = 8 * size[0] * size[1], psutil.virtual_memory().available
-    if needed > free:
-        raise MemoryError(
-            f"The table of {size[0]} superpixels x {size[1]} genes takes {needed / 1e9:.1f} GB, and "
-            f"{free / 1e9:.1f} GB of memory are free: name fewer genes, set min_score=, or pass lazy=True, which makes "
-            "no table and computes the raster of a gene when it is looked at."
-        )
-
-
 def _latent_names(head: Ensemble) -> list[str]:
     width = head.architecture.channels
     return [f"member{i // width}_{i % width}" for i in range(head.architecture.members * width)]
-
-
-def _chosen_genes(model: Model, genes: Sequence[str] | None, min_score: float | None) -> list[str]:
-    names = list(model.genes if genes is None else genes)
-    unknown = [name for name in names if name not in model.scores.index]
-    if unknown:
-        raise KeyError(f"The model lacks {unknown[:5]}; it has {len(model.genes)} genes, such as {model.genes[:5]}.")
-    if min_score is None:
-        return names
-    scores = model.scores.loc[names, "pearson"]
-    if not (scores >= min_score).any():
-        raise ValueError(
-            f"None of the {len(names)} genes has a held-out Pearson of min_score={min_score}; the best has "
-            f"{scores.max():.3f}."
-        )
-    return [name for name in names if scores[name] >= min_score]

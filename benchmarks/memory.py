@@ -1,0 +1,223 @@
+"""Peak memory and time by size: embedding, fitting, predicting. Each row is a process of its own.
+
+uv run python benchmarks/memory.py embed --sides 5000,10000,20000
+uv run python benchmarks/memory.py fit --side 812 --genes 300,3000,18000
+uv run python benchmarks/memory.py predict --sides 625,1250,2500 --genes 500
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(add_completion=False, help=__doc__)
+Row = dict[str, Any]
+Out = Annotated[Path | None, typer.Option(help="JSON to write.")]
+Threads = Annotated[int, typer.Option(help="Of the processor; all there are by default.")]
+
+
+def peak_gb() -> float:
+    """Most memory that this process held."""
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2, 2)
+
+
+@app.command()
+def embed(sides: str = "5000,10000,20000", out: Out = None) -> None:
+    """H&E of so many pixels at 0.5 µm/px, all tissue, read lazily and written to a store."""
+    _table("embed-row", [[side] for side in sides.split(",")], out)
+
+
+@app.command()
+def fit(side: int = 316, genes: str = "300,3000,18000", counts_per_bin: float = 200, out: Out = None) -> None:
+    """Bins of 8 µm on a square of so many superpixels, 200 counts each."""
+    _table("fit-row", [[str(side), number, str(counts_per_bin)] for number in genes.split(",")], out)
+
+
+@app.command()
+def predict(sides: str = "625,1250,2500", genes: int = 500, out: Out = None) -> None:
+    """Lazy prediction of a square of so many superpixels; one gene looked at; the whole cube written."""
+    _table("predict-row", [[side, str(genes)] for side in sides.split(",")], out)
+
+
+@app.command(hidden=True)
+def embed_row(side: int) -> None:
+    """One row."""
+    from large import MPP, large_image, whole_tissue
+
+    import pixel2gene as p2g
+
+    with tempfile.TemporaryDirectory() as folder:
+        sdata = large_image(side)
+        whole_tissue(sdata)
+        sdata = stored(sdata, folder)
+        before, start = peak_gb(), time.perf_counter()
+        first = FirstTile(folder, start)
+        p2g.tl.embed(sdata, "he", tissue_key="whole", mpp=MPP, progress=False)
+        seconds = time.perf_counter() - start
+        _print(
+            {
+                "pixels": side,
+                "first_tile_s": first.seconds(),
+                "seconds": seconds,
+                "mpx_per_s": side**2 / 1e6 / seconds,
+                "gb_before": before,
+                "peak_gb": peak_gb(),
+            }
+        )
+
+
+@app.command(hidden=True)
+def fit_row(side: int, genes: int, counts_per_bin: float) -> None:
+    """One row."""
+    import numpy as np
+    from large import embedded_slide
+
+    import pixel2gene as p2g
+
+    sdata, truth = embedded_slide(side, genes, counts_per_bin)
+    before, start = peak_gb(), time.perf_counter()
+    model = p2g.tl.fit(sdata, "counts", image_key="he", progress=False)
+    seconds, peak = time.perf_counter() - start, peak_gb()
+    with tempfile.TemporaryDirectory() as folder:
+        model.save(Path(folder) / "model.p2g")
+    p2g.tl.predict(sdata, model, lazy=True, progress=False)
+    row = {
+        "bins": side**2,
+        "genes": genes,
+        "modelled": len(model.genes),
+        "counts": float(sdata.tables["counts"].X.sum()),
+        "minutes": seconds / 60,
+        "steps": model.history.step[-1],
+        "gb_before": before,
+        "peak_gb": peak,
+    }
+    totals = model.scores["mean_count"] * side**2
+    for low, high in ((20, 100), (100, 1000), (1000, np.inf)):
+        names = totals.index[(totals >= low) & (totals < high)][:100]
+        row[f"r_{low}+"] = (
+            truth.correlation(sdata["predicted_map"].sel(c=names.tolist()), names) if len(names) else None
+        )
+    _print(row)
+
+
+@app.command(hidden=True)
+def predict_row(side: int, genes: int) -> None:
+    """One row."""
+    import dask.array as da
+    import numpy as np
+    import zarr
+    from large import embedded_slide, random_model
+
+    import pixel2gene as p2g
+
+    with tempfile.TemporaryDirectory() as folder:
+        sdata, _ = embedded_slide(side)
+        sdata = stored(sdata, folder)
+        model = random_model(sdata, genes)
+        before, start = peak_gb(), time.perf_counter()
+        p2g.tl.predict(sdata, model, lazy=True, progress=False)
+        latent, start = time.perf_counter() - start, time.perf_counter()
+        sdata["predicted_map"].sel(c=model.genes[genes // 2]).compute()
+        one, start = time.perf_counter() - start, time.perf_counter()
+        sdata.write_element("predicted_map")
+        cube, peak = time.perf_counter() - start, peak_gb()
+        stored_map = zarr.open_array(Path(folder) / "slide.zarr" / "images" / "predicted_map" / "s0", mode="r")
+        bare = zarr.create_array(
+            Path(folder) / "bare.zarr", shape=stored_map.shape, chunks=stored_map.chunks, dtype="f2"
+        )
+        block = np.random.default_rng(0).lognormal(size=stored_map.chunks).astype(np.float16)
+        tiled = da.map_blocks(
+            lambda block_info: block[tuple(slice(n) for n in block_info[None]["chunk-shape"])],
+            chunks=da.core.normalize_chunks(stored_map.chunks, stored_map.shape),
+            dtype=np.float16,
+            meta=np.empty((0, 0, 0), np.float16),
+        )
+        start = time.perf_counter()
+        da.store(tiled, bare, lock=False)
+        _print(
+            {
+                "superpixels": side**2,
+                "genes": genes,
+                "latent_s": latent,
+                "one_gene_s": one,
+                "cube_s": cube,
+                "bare_write_s": time.perf_counter() - start,
+                "latent_share": _bytes(folder, "predicted_latent") / _bytes(folder, "predicted_map"),
+                "gb_before": before,
+                "peak_gb": peak,
+            }
+        )
+
+
+class FirstTile:
+    """Notes when the first tile of an embedding is finished."""
+
+    def __init__(self, folder: str, start: float) -> None:
+        import threading
+
+        self._found: list[float] = []
+
+        def wait() -> None:
+            while not list(Path(folder).glob(".slide.zarr.*/*.npy")):
+                time.sleep(0.05)
+            self._found.append(time.perf_counter() - start)
+
+        threading.Thread(target=wait, daemon=True).start()
+
+    def seconds(self) -> float | None:
+        """After the start; None if none was seen."""
+        return self._found[0] if self._found else None
+
+
+def stored(sdata: Any, folder: str) -> Any:
+    """In a store, but for the H&E, which stays lazy."""
+    from spatialdata import SpatialData, read_zarr
+
+    image = sdata["he"]
+    rest = {name: element for _, name, element in sdata.gen_elements() if name != "he"}
+    SpatialData.init_from_elements(rest, attrs=sdata.attrs).write(Path(folder) / "slide.zarr")
+    kept = read_zarr(Path(folder) / "slide.zarr")
+    kept["he"] = image
+    return kept
+
+
+def _bytes(folder: str, name: str) -> int:
+    root = Path(folder) / "slide.zarr" / "images" / name
+    return sum(file.stat().st_size for file in root.rglob("*") if file.is_file())
+
+
+def _table(command: str, rows: list[list[str]], out: Path | None) -> None:
+    found: list[Row] = []
+    for arguments in rows:
+        text = subprocess.run(
+            [sys.executable, __file__, command, *arguments], stdout=subprocess.PIPE, text=True, check=True
+        ).stdout
+        row = json.loads(text.splitlines()[-1])
+        if not found:
+            print(*(f"{name:>14}" for name in row), flush=True)
+        found.append(row)
+        print(*(f"{_shown(value):>14}" for value in row.values()), flush=True)
+        if out is not None:
+            out.write_text(json.dumps(found, indent=1))
+
+
+def _shown(value: Any) -> str:
+    return (
+        f"{value:.3g}" if isinstance(value, float) and abs(value) < 1000 else f"{value:g}" if value is not None else "-"
+    )
+
+
+def _print(row: Row) -> None:
+    print(json.dumps(row))
+
+
+if __name__ == "__main__":
+    app()
