@@ -52,7 +52,7 @@ def fitted(fitted_once: p2g.Model) -> p2g.Model:
 
 @pytest.fixture
 def short_default(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make the recipe of that name a short one: of what the command line does, not of how well models fit."""
+    """Make the recipe of that name a short one, where no accuracy of it is claimed."""
     short = partial(Recipe, folds=3, hidden=(32, 16), max_checks=5)
     monkeypatch.setattr("pixel2gene.spatial.training.RECIPES", {"default": short})
 
