@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-# Threads of small networks wait for one another longer than they compute, and numba's set the number of torch's.
+# Threads of small networks wait for one another longer than they compute.
 os.environ["OMP_NUM_THREADS"] = os.environ["NUMBA_NUM_THREADS"] = "1"
 
 import json
@@ -23,6 +23,12 @@ import pixel2gene as p2g
 from pixel2gene.core.regression import Recipe
 
 matplotlib.use("Agg")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """Undo what parallel code of scanpy and squidpy does to the threads of torch in tests before."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
