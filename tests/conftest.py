@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 
-# Threads of small networks wait for one another longer than they compute.
+# Threads of small networks wait for one another longer than they compute. What pytest's plugins import before has its
+# threads already; .ci/run sets these, too.
 os.environ["OMP_NUM_THREADS"] = os.environ["NUMBA_NUM_THREADS"] = "1"
 
 import json
