@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import os
+
+# Threads of small networks wait for one another longer than they compute. What pytest's plugins import before has its
+# threads already; .ci/run sets these, too.
+os.environ["OMP_NUM_THREADS"] = os.environ["NUMBA_NUM_THREADS"] = "1"
+
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +21,15 @@ from safetensors.torch import save_file
 from spatialdata import SpatialData, deepcopy
 
 import pixel2gene as p2g
+from pixel2gene.core.regression import Recipe
 
 matplotlib.use("Agg")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """Undo what parallel code of scanpy and squidpy does to the threads of torch in tests before."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
@@ -41,6 +55,13 @@ def embedded(embedded_once: SpatialData) -> SpatialData:
 def fitted(fitted_once: p2g.Model) -> p2g.Model:
     """A model of that slide."""
     return fitted_once
+
+
+@pytest.fixture
+def short_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make the recipe of that name a short one, where no accuracy of it is claimed."""
+    short = partial(Recipe, folds=3, hidden=(32, 16), max_checks=5)
+    monkeypatch.setattr("pixel2gene.spatial.training.RECIPES", {"default": short})
 
 
 @pytest.fixture(scope="session")

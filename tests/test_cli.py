@@ -15,6 +15,7 @@ from pixel2gene.cli import app
 runner = CliRunner()
 
 
+@pytest.mark.usefixtures("short_default")
 def test_demo_writes_store_model_and_figure(tmp_path: Path) -> None:
     result = runner.invoke(app, ["demo", "--folder", str(tmp_path), "--side", "768", "--genes", "30"])
     assert result.exit_code == 0, result.output
@@ -34,6 +35,7 @@ def store(embedded: SpatialData, tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.usefixtures("short_default")
 def test_run_leaves_the_input_alone_and_resumes(store: Path, tmp_path: Path) -> None:
     before = {path: path.read_bytes() for path in store.rglob("*") if path.is_file()}
     arguments = ["run", str(store), "--out", str(tmp_path / "out.zarr"), "--gene", "{}", "--gene", "{}"]

@@ -53,6 +53,7 @@ def model(fitted_once: p2g.Model, store: Path) -> Path:
     return path
 
 
+@pytest.mark.usefixtures("short_default")
 def test_one_command_after_the_other(store: Path, fitted_once: p2g.Model, tmp_path: Path) -> None:
     genes = fitted_once.genes[:3]
     out, model = tmp_path / "out.zarr", tmp_path / "m.p2g"

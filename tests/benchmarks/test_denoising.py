@@ -22,7 +22,7 @@ def denoising(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """With a model that is trained for a moment only."""
     monkeypatch.syspath_prepend(BENCHMARKS)
     module = importlib.import_module("denoising")
-    short = partial(module.pixel2gene, recipe=Recipe(folds=3, max_checks=8))
+    short = partial(module.pixel2gene, recipe=Recipe(folds=3, max_checks=8, hidden=(64, 16)))
     monkeypatch.setattr(module, "pixel2gene", short)
     return module
 

@@ -15,6 +15,7 @@ from PIL import Image
 from scipy import sparse
 
 import pixel2gene as p2g
+from pixel2gene.core.regression import Recipe
 from pixel2gene.io import folder
 from pixel2gene.spatial.pixel_size import pixel_size
 
@@ -224,7 +225,7 @@ def test_the_main_job_runs_on_it(slide: Slide, tmp_path: Path) -> None:
     sdata = sd.read_zarr(tmp_path / "slide.zarr")
     p2g.tl.tissue(sdata, "he", progress=False)
     p2g.tl.embed(sdata, "he", progress=False)
-    model = p2g.tl.fit(sdata, "counts", image_key="he", folds=3, progress=False)
+    model = p2g.tl.fit(sdata, "counts", image_key="he", recipe=Recipe(folds=3, hidden=(64, 16)), progress=False)
     p2g.tl.predict(sdata, model, progress=False)
     truth = made["truth"].sel(c=model.genes).values
     row, column = np.divmod(sdata["predicted"].obs["instance_id"].to_numpy() - 1, truth.shape[2])

@@ -16,7 +16,7 @@ from pixel2gene.core.regression import Recipe
 from pixel2gene.spatial.geometry import raster_levels, system_matrices
 from pixel2gene.spatial.pixel_size import pixel_size
 
-SHORT = Recipe(folds=3, max_checks=12, hidden=(64, 64, 16))
+SHORT = Recipe(folds=2, max_checks=12, hidden=(64, 16))
 
 
 def read_visium_hd(folder: Path) -> SpatialData:
@@ -125,7 +125,7 @@ def test_bins_of_another_size_by_the_name_of_their_table(visium_hd: Any) -> None
     assert sdata["square_016um"].X.sum() == visium_hd.direct["counts"].X.sum()
     p2g.tl.tissue(sdata, "sim_full_image", progress=False)
     p2g.tl.embed(sdata, "sim_full_image", progress=False)
-    recipe = Recipe(folds=2, max_checks=2)
+    recipe = Recipe(folds=2, max_checks=1, hidden=(8,))
     model = p2g.tl.fit(sdata, "square_016um", image_key="sim_full_image", recipe=recipe, progress=False)
     p2g.tl.denoise(sdata, model, progress=False)
     assert sdata["denoised"].uns["spatialdata_attrs"]["region"] == "sim_square_016um"
@@ -161,7 +161,7 @@ def test_control_probes_are_left_out(xenium: Any) -> None:
     p2g.tl.tissue(sdata, "he_image", progress=False)
     p2g.tl.embed(sdata, "he_image", progress=False)
     for key in ("table", "transcripts"):
-        recipe = Recipe(folds=2, max_checks=1)
+        recipe = Recipe(folds=2, max_checks=1, hidden=(8,))
         model = p2g.tl.fit(sdata, key, image_key="he_image", recipe=recipe, progress=False)
         assert sorted(model.genes) == sorted(xenium.direct["counts"].var_names)
 

@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 
 import pixel2gene as p2g
 from pixel2gene.cli import app
+from pixel2gene.core.regression import Recipe
 
 runner = CliRunner()
 
@@ -26,7 +27,10 @@ def test_a_folder_of_weights_from_pixels_to_the_card(embedded, timm_folder):
     assert (values[:24, inside].std(axis=1) > 0).all()
 
     genes = embedded["counts"].var_names[:3].tolist()
-    model = p2g.tl.fit(embedded, "counts", image_key="he", embedding_key="he_vit", genes=genes, folds=3, progress=False)
+    recipe = Recipe(folds=3, hidden=(8,), max_checks=1)
+    model = p2g.tl.fit(
+        embedded, "counts", image_key="he", embedding_key="he_vit", genes=genes, recipe=recipe, progress=False
+    )
     assert model.encoder == record
     text = model.card().text
     assert record["weights_sha256"] in text and "cc-by-nc-nd-4.0" in text

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -125,7 +127,7 @@ def test_several_slides_differ_in_depth_only(embedded_once: SpatialData) -> None
         **shallow.attrs["pixel2gene"]["he_embedding"],
         "fingerprint": "other",
     }
-    slides, short = {"deep": embedded_once, "shallow": shallow}, Recipe(max_checks=3)
+    slides, short = {"deep": embedded_once, "shallow": shallow}, Recipe(folds=2, max_checks=1, hidden=(8,))
     model = p2g.tl.fit(slides, "counts", image_key="he", recipe=short, progress=False)
     deep, thin = (slide.depth for slide in model.slides)
     assert thin / deep == pytest.approx(0.25, rel=0.02)
@@ -141,9 +143,8 @@ def test_saved_model_predicts_the_same(finished: SpatialData, fitted_once: p2g.M
 
 
 def test_seed_repeats(embedded: SpatialData) -> None:
-    first, again = (
-        p2g.tl.fit(embedded, "counts", image_key="he", recipe=Recipe(max_checks=3), progress=False) for _ in range(2)
-    )
+    short = Recipe(folds=3, max_checks=3, hidden=(64, 16))
+    first, again = (p2g.tl.fit(embedded, "counts", image_key="he", recipe=short, progress=False) for _ in range(2))
     pd.testing.assert_frame_equal(again.scores, first.scores, rtol=1e-3)
 
 
@@ -181,12 +182,28 @@ def test_backed_store_holds_all_and_opens_again(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["slide.zarr"]
 
 
+@pytest.fixture(scope="module")
+def of_platform() -> Callable[[str], SpatialData]:
+    """Embedded slide of a platform, made once."""
+
+    @cache
+    def made(platform: str) -> SpatialData:
+        side = 896 if platform == "visium" else 640
+        sdata = p2g.datasets.simulate(
+            platform, size=(side, side), n_genes=20, counts_per_superpixel=60, measured=0.7, seed=5
+        )
+        p2g.tl.tissue(sdata, "he", progress=False)
+        p2g.tl.embed(sdata, "he", progress=False)
+        return sdata
+
+    return made
+
+
 @pytest.mark.parametrize(("platform", "key"), [("visium", "counts"), ("xenium", "counts"), ("xenium", "transcripts")])
-def test_spots_cells_and_transcripts(platform: str, key: str) -> None:
-    sdata = p2g.datasets.simulate(platform, size=(896, 896), n_genes=20, counts_per_superpixel=60, measured=0.7, seed=5)
-    p2g.tl.tissue(sdata, "he", progress=False)
-    p2g.tl.embed(sdata, "he", progress=False)
-    model = p2g.tl.fit(sdata, key, image_key="he", progress=False)
+def test_spots_cells_and_transcripts(of_platform: Callable[[str], SpatialData], platform: str, key: str) -> None:
+    sdata = deepcopy(of_platform(platform))
+    recipe = Recipe(folds=3, hidden=(64, 64, 16))
+    model = p2g.tl.fit(sdata, key, image_key="he", recipe=recipe, progress=False)
     p2g.tl.predict(sdata, model, progress=False)
     p2g.tl.denoise(sdata, model, progress=False)
     truth = p2g.datasets.true_counts(sdata, "predicted").to_numpy()
