@@ -119,6 +119,9 @@ def test_a_crop_through_superpixels_is_embedded_again(finished: SpatialData, mod
     p2g.tl.embed(crop, "he", overwrite=True, progress=False)
     p2g.tl.predict(crop, model, key_added="again", progress=False)
     p2g.tl.denoise(crop, model, key_added="denoised_again", progress=False)
+    # What is recorded of the whole is not touched.
+    assert finished.attrs["pixel2gene"]["he_embedding"] != crop.attrs["pixel2gene"]["he_embedding"]
+    assert "again" not in finished.attrs["pixel2gene"]
     truth = p2g.datasets.true_counts(finished, "denoised")
     found = crop["denoised_again"]
     # Of the same bins, by their names; at the border of the crop some more are on tissue.

@@ -16,7 +16,7 @@ from pixel2gene.core.regression import Recipe
 from pixel2gene.spatial.geometry import raster_levels, system_matrices
 from pixel2gene.spatial.pixel_size import pixel_size
 
-SHORT = Recipe(folds=2, max_checks=12, hidden=(64, 16))
+SHORT = Recipe(folds=3, max_checks=12, hidden=(64, 64, 16))
 
 
 def read_visium_hd(folder: Path) -> SpatialData:

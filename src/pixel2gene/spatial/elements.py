@@ -49,6 +49,11 @@ def get_record(sdata: SpatialData, key: str, verb: str) -> dict[str, Any]:
     return record
 
 
+def set_records(sdata: SpatialData, records: Mapping[str, Any]) -> None:
+    """Replace what verbs recorded, in this SpatialData alone: crops and subsets share their attrs with the whole."""
+    sdata.attrs = {**sdata.attrs, RECORDS: dict(records)}
+
+
 def require_new(sdata: SpatialData, keys: Iterable[str], overwrite: bool) -> None:
     """Refuse names that are taken, unless they may be overwritten by an element of the same kind."""
     taken = [key for key in keys if key in sdata]
@@ -137,7 +142,7 @@ def write_elements(
         with TqdmCallback(desc=label, disable=not progress, leave=False):
             if sdata.path is None:
                 finished = {key: _computed(element) for key, element in elements.items()}
-                sdata.attrs[RECORDS] = records
+                set_records(sdata, records)
             else:
                 finished = _write_to_store(sdata, elements, records, instead_of)
         for key in [*instead_of, *finished]:
@@ -163,7 +168,7 @@ def _write_to_store(
     new = staging / uuid.uuid4().hex
     try:
         SpatialData.init_from_elements(dict(elements)).write(new)
-        sdata.attrs[RECORDS] = records
+        set_records(sdata, records)
         sdata.write_attrs()
         for key, kind in kinds.items():
             zarr.open_group(store, mode="a").require_group(kind)

@@ -93,6 +93,9 @@ def train(
         lead = leading_genes(data.counts, chosen.lead_genes)
         start = None if reference is None else _start(reference, [names[gene] for gene in lead])
         network, history = fit_ensemble(data.of_genes(lead), chosen, chosen_device, seed, progress, start)
+        if start is not None and len(lead) == len(names):
+            # What its outputs know of the reference, new ones would not.
+            return network, history
         return choose_outputs(network, lead, data, chosen, chosen_device, seed), history
 
     data = _joined(parts, panels)
