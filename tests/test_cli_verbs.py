@@ -82,7 +82,7 @@ def test_predict_embeds_a_slide_as_the_model_expects_it(model: Path, tmp_path: P
     predicted = summary("predict", tmp_path / "new.zarr", model, "--key-added", "filled", "--genes", "GENE0001")
     assert not predicted["record"]["trained_on_this_slide"]
     lazy = summary("predict", tmp_path / "new.zarr", model, "--key-added", "later", "--lazy")
-    assert "later_latent" in lazy["added"]
+    assert "later_latent" in lazy["added"] and "later_map" not in lazy["added"]
     again = read_zarr(tmp_path / "new.zarr")
     assert {"he_tissue", "he_embedding", "filled_map"} <= {name for _, name, _ in again.gen_elements()}
 

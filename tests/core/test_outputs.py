@@ -147,6 +147,15 @@ def test_hidden_layers_stay_and_sparse_genes_are_learnt():
     assert np.median(correlations(first, data, rate)) > 0.8
 
 
+@pytest.mark.parametrize("genes", [WIDTH, 8, CHANNELS])
+def test_as_many_genes_as_hidden_units_or_channels(genes):
+    network = hidden(genes=genes)
+    data, _ = slide(network)
+    fitted = fit_outputs(network, np.arange(genes), data.of_genes(np.arange(genes)), CPU, 0)
+    for member in range(MEMBERS):
+        np.testing.assert_array_equal(latents(fitted, data.features, member), latents(network, data.features, member))
+
+
 def test_genes_of_few_counts_lean_on_what_the_others_have_in_common():
     """All genes answer alike, so that a gene with five counts is known from the others."""
     network = hidden()

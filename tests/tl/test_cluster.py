@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import dask
 import numpy as np
 import pytest
 import xarray as xr
@@ -64,8 +65,6 @@ def test_workers_do_what_threads_do_and_may_die(
     results = read_zarr(sdata.path)
 
     alone = stored(embedded_once, tmp_path / "local" / "slide.zarr")
-    import dask
-
     with dask.config.set(scheduler="threads"):
         p2g.tl.embed(alone, "he", progress=False)
         p2g.tl.predict(alone, fitted_once, lazy=True, progress=False)

@@ -69,6 +69,8 @@ def test_a_store_keeps_what_the_raster_is_computed_from(
     again.write_element("predicted_map")
     xr.testing.assert_equal(read_zarr(again.path)["predicted_map"].compute(), lazy["predicted_map"].compute())
 
+    # Of another session, which did not write it.
+    sdata = read_zarr(again.path)
     p2g.tl.predict(sdata, fitted_once, genes=fitted_once.genes[:3], overwrite=True, progress=False)
     assert "predicted_map" in on_disk(read_zarr(again.path))
     assert "predicted_latent" not in on_disk(read_zarr(again.path))

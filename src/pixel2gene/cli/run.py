@@ -67,9 +67,7 @@ def analyse(
 ) -> Model:
     """Tissue, embedding, model, prediction and denoised counts of a slide."""
     import pixel2gene as p2g
-    from pixel2gene.spatial.embedded import open_embedding
     from pixel2gene.tl._denoise import VALUE_BYTES as DENOISED_BYTES
-    from pixel2gene.tl._predict import VALUE_BYTES as PREDICTED_BYTES
 
     bars = progress()
     prepare(sdata, image_key, device=device, overwrite=True, **embedding or {})
@@ -77,11 +75,14 @@ def analyse(
     model = p2g.tl.fit(
         sdata, table_key, image_key=image_key, layer=layer, genes=genes, device=device, seed=seed, progress=bars
     )
-    superpixels = len(open_embedding(sdata, image_key).statistics.superpixels)
-    lazy = genes_that_fit(superpixels, PREDICTED_BYTES) < len(model.genes)
-    say("Predict the whole slide" + (", without a table, which does not fit into memory" if lazy else ""))
-    p2g.tl.predict(sdata, model, lazy=lazy, device=device, overwrite=True, progress=bars)
-    units = sdata.tables[table_key].n_obs if table_key in sdata.tables else superpixels
+    say("Predict the whole slide")
+    try:
+        p2g.tl.predict(sdata, model, device=device, overwrite=True, progress=bars)
+    except MemoryError:
+        say("Without a table, which does not fit into memory")
+        p2g.tl.predict(sdata, model, lazy=True, device=device, overwrite=True, progress=bars)
+    # Transcripts are counted per superpixel.
+    units = sdata.tables[table_key if table_key in sdata.tables else "predicted"].n_obs
     # If none fits, denoise says so.
     fitting = max(genes_that_fit(units, DENOISED_BYTES), 1)
     all_fit = fitting >= len(model.genes)

@@ -116,10 +116,13 @@ def added(sdata: SpatialData, store: Path, key: str) -> dict[str, Any]:
     """What a verb wrote under a name, and what it recorded of it."""
     records = sdata.attrs["pixel2gene"]
     table = sdata.tables[key]
+    written = {path.split("/")[-1] for path in sdata.elements_paths_on_disk()}
     return {
         "store": str(store),
         "added": sorted(
-            name for name in records if records[name] == records[key] and (name == key or name.startswith(f"{key}_"))
+            name
+            for name in written & records.keys()
+            if records[name] == records[key] and (name == key or name.startswith(f"{key}_"))
         ),
         "units": table.n_obs,
         "genes": table.n_vars,

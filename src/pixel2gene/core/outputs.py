@@ -116,11 +116,10 @@ def fit_outputs(
     """
     genes = data.counts.shape[1]
     whole = Ensemble(replace(network.architecture, genes=genes)).to(device)
-    state = {
-        name: value for name, value in network.state_dict().items() if value.shape[-1] != network.architecture.genes
-    }
-    whole.load_state_dict(whole.state_dict() | state)
     last = len(whole.weights) - 1
+    fitted = (f"weights.{last}", f"biases.{last}")
+    state = {name: value for name, value in network.state_dict().items() if name not in fitted}
+    whole.load_state_dict(whole.state_dict() | state)
     for member in range(network.architecture.members):
         evidence = _evidence(network, member, data, device, np.random.default_rng(seed))
         weights = _posterior_mode(evidence, lead, network.weights[-1][member].detach().T)

@@ -131,11 +131,12 @@ def write_elements(
 ) -> None:
     """Add elements, computed block by block, and what is recorded of them; drop those that they stand instead of.
 
+    Those are recorded too: the user may yet write such an element, which is then ours.
+
     In a backed SpatialData every element is first written whole beside the store, then moved into it by one rename;
     an element that it replaces is set aside and comes back if the process dies in between.
     """
-    kept = {key: known for key, known in sdata.attrs.get(RECORDS, {}).items() if key not in instead_of}
-    records = {**kept, **{key: dict(record) for key in elements}}
+    records = {**sdata.attrs.get(RECORDS, {}), **{key: dict(record) for key in (*elements, *instead_of)}}
     with warnings.catch_warnings():
         # The annotated element may be written in the same call, or be the user's own in the store.
         warnings.filterwarnings("ignore", message=".*annotat.*")

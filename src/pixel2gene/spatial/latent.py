@@ -17,7 +17,7 @@ from spatialdata.transformations import get_transformation
 
 from pixel2gene.core.ensemble import Architecture, Ensemble
 from pixel2gene.core.trust import Familiarity
-from pixel2gene.spatial.elements import RASTER_CHUNKS, RECORDS, get_record, get_table, image_element, set_records
+from pixel2gene.spatial.elements import RASTER_CHUNKS, get_record, get_table, image_element
 from pixel2gene.spatial.embedded import Embedded
 from pixel2gene.spatial.geometry import get_element, raster_levels
 from pixel2gene.spatial.grid import Grid
@@ -63,12 +63,6 @@ def open_latent_map(sdata: SpatialData, key: str) -> xr.DataArray:
     # Where the latents are, also on a slide that was cropped since.
     grid = Grid((latent.sizes["y"], latent.sizes["x"]), 1.0, get_transformation(latent, get_all=True))
     return image_element(values, grid, table.var_names)
-
-
-def add_latent_map(sdata: SpatialData, key: str) -> None:
-    """Add what `open_latent_map` makes, and record it as ours."""
-    set_records(sdata, {**sdata.attrs[RECORDS], f"{key}_map": get_record(sdata, f"{key}_latent", "predict")})
-    sdata[f"{key}_map"] = open_latent_map(sdata, key)
 
 
 def find_map(sdata: SpatialData, key: str) -> tuple[str, xr.DataArray] | None:

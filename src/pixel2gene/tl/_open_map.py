@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from spatialdata import SpatialData
 
-from pixel2gene.spatial.latent import add_latent_map
+from pixel2gene.spatial.latent import open_latent_map
 
 
 def open_map(sdata: SpatialData, key: str = "predicted") -> None:
@@ -26,4 +26,4 @@ def open_map(sdata: SpatialData, key: str = "predicted") -> None:
     KeyError
         If there is no such result.
     """
-    add_latent_map(sdata, key)
+    sdata[f"{key}_map"] = open_latent_map(sdata, key)

@@ -28,10 +28,10 @@ from pixel2gene.spatial.elements import (
 from pixel2gene.spatial.embedded import Embedded
 from pixel2gene.spatial.latent import (
     LATENT_SIDE,
-    add_latent_map,
     lazy_latents,
     lazy_trust,
     link_of,
+    open_latent_map,
     outputs_of,
 )
 from pixel2gene.spatial.memory import require_memory
@@ -147,14 +147,16 @@ def predict(
         trust = compute(lazy_trust(embedded, model.familiarity), "trust", progress).reshape(-1)[superpixels]
     else:
         rows = _predicted_rows(embedded, model, chosen_device, progress)
-        mean, trust = rows.mean * np.float32(depth), rows.trust
+        trust = rows.trust
+        for values in (rows.mean, rows.sd):
+            values *= np.float32(depth)
         table = ad.AnnData(
-            mean,
+            rows.mean,
             obs=pd.DataFrame(index=(superpixels + 1).astype(str)),
             var=model.scores,
-            layers={"sd": rows.sd * np.float32(depth)},
+            layers={"sd": rows.sd},
         )
-        raster = image_element(rows_as_raster(mean, superpixels, grid), grid, model.genes)
+        raster = image_element(rows_as_raster(rows.mean, superpixels, grid), grid, model.genes)
     table.obs["trust"] = trust.astype(np.float32)
     table.obsm["spatial"] = grid.centres[superpixels] * grid.factor
     table.uns["pixel2gene"] = record
@@ -172,7 +174,7 @@ def predict(
         instead_of=[other],
     )
     if lazy:
-        add_latent_map(sdata, key_added)
+        sdata[other] = open_latent_map(sdata, key_added)
 
 
 @dataclass(frozen=True)
