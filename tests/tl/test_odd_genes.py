@@ -100,3 +100,14 @@ def test_a_gene_without_counts_on_the_slide(slide: SpatialData, model: p2g.Model
 def test_one_fold_holds_nothing_out(slide: SpatialData) -> None:
     with pytest.raises(ValueError, match="1 folds given; at least 2"):
         p2g.tl.fit(slide, "counts", image_key="he", folds=1, progress=False)
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_one_gene_or_two_are_learnt(slide: SpatialData, number: int) -> None:
+    genes = slide["counts"].var_names[-number:].tolist()
+    model = p2g.tl.fit(slide, "counts", image_key="he", genes=genes, recipe=FAST, progress=False)
+    sdata = deepcopy(slide)
+    p2g.tl.predict(sdata, model, progress=False)
+    p2g.tl.denoise(sdata, model, progress=False)
+    assert sdata["predicted"].shape[1] == sdata["denoised"].shape[1] == number
+    assert np.isfinite(sdata["predicted"].X).all() and np.isfinite(sdata["denoised"].X).all()

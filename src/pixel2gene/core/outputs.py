@@ -80,8 +80,11 @@ def choose_outputs(
 ) -> Ensemble:
     """Keep the outputs that were trained, or those of `fit_outputs`: whichever foretell held-out units better.
 
-    Genes that did not train the network have but the latter.
+    Genes that did not train the network have but the latter. One gene alone does not tell how weights are distributed,
+    and keeps what was trained.
     """
+    if len(lead) == 1:
+        return network
     fitted = fit_outputs(network, lead, data, device, seed)
     if len(lead) < data.counts.shape[1]:
         return fitted
