@@ -148,7 +148,7 @@ def captured(settings: dict[str, Any], planted: float, seed: int) -> dict[str, A
     model = p2g.tl.fit(sdata, "counts", image_key="he", progress=False)
     embedded, device = open_for_model(sdata, model, None, None), choose_device("cpu")
     model, _, measured = measure_for_model(sdata, model, embedded, None, None)
-    data, _ = slide_measurement(model, embedded, measured, device)
+    data, _ = slide_measurement(model, embedded, measured, None, device)
     found = find_capture(model.network, data, measured.centres, device)
     flat = _simulate(settings, **options, capture=0.0)
     total, without = (one["truth"].to_numpy().sum(axis=0).ravel()[measured.superpixels] for one in (sdata, flat))

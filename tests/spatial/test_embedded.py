@@ -187,7 +187,7 @@ def test_of_a_training_slide_depth_and_folds_are_known(embedded, units):
     fold = (np.arange(12).reshape(3, 4) % 3).astype(np.int8)
     model = model_of([TrainingSlide("abc", "a", 0.25, fold, 8)])
     measured = measure(embedded, units, np.arange(3), "table")
-    data, _ = slide_measurement(model, embedded, measured, torch.device("cpu"))
+    data, _ = slide_measurement(model, embedded, measured, None, torch.device("cpu"))
     np.testing.assert_array_equal(data.depth, 0.25)
     x, y = (measured.centres // 8).astype(int).T
     np.testing.assert_array_equal(data.fold, fold[y, x])
@@ -197,7 +197,7 @@ def test_of_a_training_slide_depth_and_folds_are_known(embedded, units):
 def test_a_new_slide_is_as_deep_as_its_counts_say(embedded, units, library_size):
     model = model_of(library_size=library_size)
     measured = measure(embedded, units, np.arange(3), "table")
-    data, _ = slide_measurement(model, embedded, measured, torch.device("cpu"))
+    data, _ = slide_measurement(model, embedded, measured, None, torch.device("cpu"))
     assert (data.fold == -1).all()
     predicted = sum(mean.sum() for _, mean in predict_units(model.network, data, torch.device("cpu"), held_out=False))
     assert predicted == pytest.approx(measured.counts.sum(), rel=1e-4)

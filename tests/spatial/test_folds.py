@@ -188,3 +188,32 @@ def test_fewer_than_three_folds_hold_nothing_apart(folds):
     apart = apart_of(centres, (np.arange(63) % folds).astype(np.int8), folds)
     assert apart.dtype == np.int8
     np.testing.assert_array_equal(apart, np.full(63, -1))
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(2, 8), st.integers(0, 1000), st.integers(2, 4))
+def test_captures_that_lie_apart_have_all_folds_each(folds, seed, captures):
+    rng = np.random.default_rng(seed)
+    capture = np.repeat(np.arange(captures), rng.integers(200, 600, captures))
+    left = GRAINS[0] * 20 * capture
+    centres = rng.uniform(0, [GRAINS[0] * 15, 100], (len(capture), 2)) + np.stack([left, 0 * left], axis=1)
+    order = rng.permutation(len(capture))
+    centres, capture = centres[order], capture[order]
+    shape = (100, GRAINS[0] * 20 * captures)
+    fold, side = region_folds(centres, shape, folds, capture)
+    found = fold_of(centres, fold, side)
+    for one in range(captures):
+        alone, its_side = region_folds(centres[capture == one], shape, folds)
+        assert its_side >= side
+        assert set(found[capture == one]) == set(range(folds))
+        if its_side == side:
+            np.testing.assert_array_equal(fold_of(centres[capture == one], alone, side), found[capture == one])
+
+
+def test_captures_that_share_tissue_are_cut_as_one():
+    rng = np.random.default_rng(0)
+    centres = rng.uniform(0, 100, (900, 2))
+    together, side = region_folds(centres, (100, 100), 5, rng.integers(0, 3, 900))
+    one, its_side = region_folds(centres, (100, 100), 5)
+    assert side == its_side
+    np.testing.assert_array_equal(together, one)

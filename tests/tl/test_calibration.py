@@ -20,7 +20,7 @@ def held_out(sdata: SpatialData, model: p2g.Model) -> tuple[np.ndarray, np.ndarr
     device = choose_device("cpu")
     embedded = open_for_model(sdata, model, None, None)
     part, _, measured = measure_for_model(sdata, model, embedded, None, None)
-    data, _ = slide_measurement(part, embedded, measured, device)
+    data, _ = slide_measurement(part, embedded, measured, None, device)
     mean = np.empty(data.counts.shape)
     for units, some in predict_units(part.network, data, device, held_out=True):
         mean[units] = some

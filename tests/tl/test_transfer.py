@@ -92,7 +92,7 @@ def test_without_training_it_is_the_reference_at_other_levels(
     embedded = open_for_model(window, untrained, None, None)
     _, _, measured = measure_for_model(window, untrained, embedded, None, None)
     cpu = torch.device("cpu")
-    data, _ = slide_measurement(untrained, embedded, measured, cpu)
+    data, _ = slide_measurement(untrained, embedded, measured, None, cpu)
     expected = sum(mean.sum(axis=0) for _, mean in predict_units(untrained.network, data, cpu, held_out=False))
     np.testing.assert_allclose(expected, data.counts.sum(axis=0), rtol=0.2)
 

@@ -18,6 +18,12 @@ ModelImage = Annotated[str | None, typer.Option("--image-key", "--image", help="
 Table = Annotated[
     str, typer.Option("--table-key", "--table", help="Key of the table of raw counts, or of the transcripts.")
 ]
+Tables = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--table-key", "--table", help="Key of the counts, once for each capture under one H&E; counts by default."
+    ),
+]
 ModelTable = Annotated[
     str | None, typer.Option("--table-key", "--table", help="Key of the counts; that of the training.")
 ]

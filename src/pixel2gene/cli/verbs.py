@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def fit(
     stores: Annotated[list[Path], typer.Argument(metavar="STORE...", help="Stores with H&E and counts.")],
     out: Annotated[Path, typer.Option(help="Model to write.")],
-    table_key: options.Table = "counts",
+    table_key: options.Tables = None,
     image_key: options.Image = "he",
     layer: options.Layer = None,
     genes: options.Genes = None,
@@ -61,7 +61,7 @@ def fit(
         say("Fit")
         model = p2g.tl.fit(
             slides,
-            table_key,
+            _one_or_several(table_key or ["counts"]),
             image_key=image_key,
             layer=layer,
             genes=genes,
@@ -208,6 +208,10 @@ def aggregate(
         p2g.tl.aggregate(sdata, key, elements_key, key_added=key_added, overwrite=overwrite, progress=progress())
         summary = added(sdata, out or store, key_added or f"{key}_{elements_key}")
     show(summary, as_json)
+
+
+def _one_or_several(keys: list[str]) -> str | list[str]:
+    return keys[0] if len(keys) == 1 else keys
 
 
 def _by_stem(stores: list[Path]) -> dict[str, SpatialData]:

@@ -46,6 +46,8 @@ class TrainingSlide:
         Fold of every block of superpixels (-1: no unit), and the side of a block.
     platform
         What was found that the platform did to its counts.
+    table_key
+        Under which its counts were found. Several captures under one H&E are told apart by it.
     """
 
     fingerprint: str
@@ -54,6 +56,7 @@ class TrainingSlide:
     fold: NDArray[np.int8]
     side: int
     platform: Platform = NO_EFFECTS
+    table_key: str | None = None
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,7 @@ class Model:
     encoder
         Of the embedding that it reads: name, channels, mpp, superpixel side in µm, licence and hash of the weights.
     inputs
-        Keys under which image and counts were found in the training slides.
+        Keys under which image and counts were found in the training slides; None for the counts of several tables.
     recipe
         How it was trained.
     network
@@ -105,6 +108,12 @@ class Model:
             f"Model of {len(self.genes)} genes on {self.encoder['name']} embeddings, {self.recipe.folds} folds, "
             f"trained on {slides}; mean held-out Pearson {r:.3f}"
         )
+
+    @property
+    def tables(self) -> set[str]:
+        """Keys of the counts that it was trained on."""
+        named = {slide.table_key or self.inputs["table_key"] for slide in self.slides}
+        return {key for key in named if key is not None}
 
     def of_genes(self, names: list[str]) -> Model:
         """The same model, of some of its genes."""
@@ -210,6 +219,7 @@ class Model:
                     "depth": s.depth,
                     "side": s.side,
                     "platform": dataclasses.asdict(s.platform),
+                    "table_key": s.table_key,
                 }
                 for s in self.slides
             ],

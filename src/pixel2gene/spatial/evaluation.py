@@ -38,7 +38,7 @@ def score_slide(
     embedded = open_for_model(sdata, model, image_key, embedding_key)
     part, _, measured = measure_for_model(sdata, model, embedded, table_key, layer)
     network = part.network.to(chosen_device)
-    data, _ = slide_measurement(part, embedded, measured, chosen_device)
+    data, _ = slide_measurement(part, embedded, measured, table_key, chosen_device)
     layout = Layout(embedded.grid.shape, measured.superpixels, measured.centres)
     table = full_scores(network, data, part.genes, layout, chosen_device)
     table = table.reindex(pd.Index(model.genes, name=table.index.name))

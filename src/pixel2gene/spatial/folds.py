@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import connected_components
 
 # Sides of the blocks of superpixels that regions are made of: the first of which each fold has some, else the last.
 GRAINS = (4, 2, 1)
@@ -12,7 +14,9 @@ BLOCKS_PER_FOLD = 2
 APART = 2
 
 
-def region_folds(centres: NDArray[np.floating], shape: tuple[int, int], folds: int) -> tuple[NDArray[np.int8], int]:
+def region_folds(
+    centres: NDArray[np.floating], shape: tuple[int, int], folds: int, capture: NDArray[np.intp] | None = None
+) -> tuple[NDArray[np.int8], int]:
     """Cut the measured tissue into one compact region per fold, with about the same number of units in each.
 
     The tissue is cut in two across its longer side, and so are its parts. Regions are as compact and as large as they
@@ -26,6 +30,9 @@ def region_folds(centres: NDArray[np.floating], shape: tuple[int, int], folds: i
         Rows and columns of the superpixel grid.
     folds
         Number of folds, at least 2.
+    capture
+        (units,) which capture each unit is of, if there are several under one H&E. Each is cut into all folds, so that
+        no member lacks what only one of them measured; those that share tissue are cut as one.
 
     Returns
     -------
@@ -39,11 +46,13 @@ def region_folds(centres: NDArray[np.floating], shape: tuple[int, int], folds: i
     ValueError
         If the units fill fewer blocks than there are folds.
     """
-    side = next((side for side in GRAINS if _number(centres, shape, side) >= folds * BLOCKS_PER_FOLD), GRAINS[-1])
-    units, occupied = _occupied(centres, shape, folds, side)
+    apart = [centres] if capture is None else _apart(centres, shape, capture)
+    enough = folds * BLOCKS_PER_FOLD
+    side = next((side for side in GRAINS if min(_number(some, shape, side) for some in apart) >= enough), GRAINS[-1])
     rows, columns = blocks(shape, side)
+    units = np.bincount(_block(centres, side, columns), minlength=rows * columns)
     fold = np.full(rows * columns, -1, np.int8)
-    parts = [(occupied, 0, folds)]
+    parts = [(_occupied(some, shape, folds, side)[1], 0, folds) for some in apart]
     while parts:
         some, first, number = parts.pop()
         if number == 1:
@@ -119,6 +128,16 @@ def apart_of(centres: NDArray[np.floating], fold: NDArray[np.int8], folds: int) 
         mixed ^= mixed >> np.uint64(33)
     step = 1 + (mixed % np.uint64(folds - 1)).astype(np.int64)
     return np.where(fold < 0, -1, (fold + step) % folds).astype(np.int8)
+
+
+def _apart(
+    centres: NDArray[np.floating], shape: tuple[int, int], capture: NDArray[np.intp]
+) -> list[NDArray[np.floating]]:
+    """Centres of each set of captures that share no block, of the largest size, with the others."""
+    block = _block(centres, GRAINS[0], blocks(shape, GRAINS[0])[1])
+    covered = csr_array((np.ones(len(block), bool), (capture, block)))
+    _, label = connected_components(covered @ covered.T, directed=False)
+    return [centres[label[capture] == one] for one in np.unique(label[capture])]
 
 
 def _occupied(

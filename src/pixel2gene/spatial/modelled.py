@@ -42,8 +42,10 @@ def measure_for_model(
     ------
     KeyError
         If none of the model's genes was measured.
+    ValueError
+        If the model was trained on several captures, and none is named.
     """
-    key = table_key or str(model.inputs["table_key"])
+    key = counts_key(model, table_key)
     if table_key is None and layer is None:
         layer = model.inputs["layer"]
     units = measured_units(sdata, key, embedded.image_key, embedded.grid, layer)
@@ -55,8 +57,8 @@ def measure_for_model(
         )
     measured = measure(embedded, units, units.genes.get_indexer(pd.Index(names)), key)
     if not isinstance(model.recipe, PaperRecipe):
-        slide = training_slide(model, embedded)
-        measured = with_effects(units, measured, embedded.grid, None if slide is None else slide.platform)
+        known = training_capture(model, embedded, key)
+        measured = with_effects(units, measured, embedded.grid, None if known is None else known.platform)
     return model.of_genes(names), units, measured
 
 
@@ -86,11 +88,11 @@ def chosen_genes(model: Model, genes: Sequence[str] | None, min_score: float | N
 
 
 def slide_measurement(
-    model: Model, embedded: Embedded, measured: Measured, device: torch.device
+    model: Model, embedded: Embedded, measured: Measured, table_key: str | None, device: torch.device
 ) -> tuple[Measurement, Measured]:
     """Bring measured units into the terms of a fitted model: what was held out of whom, and how deep they are.
 
-    A slide that the model was not trained on has the depth at which its total counts are as predicted.
+    Counts that the model was not trained on have the depth at which their total is as predicted.
 
     Returns
     -------
@@ -104,15 +106,16 @@ def slide_measurement(
     slide = training_slide(model, embedded)
     if slide is not None:
         _require_whole(slide, embedded)
+    known = training_capture(model, embedded, counts_key(model, table_key))
     fold = held_out_fold(slide, measured.centres)
-    data = measured.measurement(fold, 1.0 if slide is None else slide.depth, model.recipe)
-    if slide is None:
+    data = measured.measurement(fold, 1.0 if known is None else known.depth, model.recipe)
+    if known is None:
         expected = sum(float(mean.sum()) for _, mean in predict_units(model.network, data, device, held_out=True))
         data = replace(data, depth=(data.depth * (data.counts.sum() / expected)).astype(np.float32))
-    if not seeks_capture(model.recipe, measured) or (slide is not None and slide.platform.capture == 0):
+    if not seeks_capture(model.recipe, measured) or (known is not None and known.platform.capture == 0):
         return data, measured
     found = find_capture(model.network, data, measured.centres, device)
-    return with_capture(data, measured, found, known=slide is not None)
+    return with_capture(data, measured, found, known=known is not None)
 
 
 def require_same_embedding(model: Model, embedded: Embedded) -> None:
@@ -127,9 +130,33 @@ def require_same_embedding(model: Model, embedded: Embedded) -> None:
         )
 
 
+def counts_key(model: Model, table_key: str | None) -> str:
+    """Key of the counts, that of the training unless another is given; a ValueError lists several."""
+    key = table_key or model.inputs["table_key"]
+    if key is None:
+        raise ValueError(f"The model was trained on {sorted(model.tables)}: name one of them, table_key=.")
+    return key
+
+
 def training_slide(model: Model, embedded: Embedded) -> TrainingSlide | None:
-    """Find the slide among those that the model was trained on."""
-    return next((s for s in model.slides if s.fingerprint == embedded.record["fingerprint"]), None)
+    """Find the slide among those that the model was trained on; of several captures under one H&E, the first."""
+    return next(iter(_captures(model, embedded)), None)
+
+
+def training_capture(model: Model, embedded: Embedded, key: str) -> TrainingSlide | None:
+    """Find what was measured on the slide under a key; where there was one capture only, it has any name."""
+    captures = _captures(model, embedded)
+    return captures[0] if len(captures) == 1 else next((one for one in captures if one.table_key == key), None)
+
+
+def slide_depth(model: Model, embedded: Embedded) -> float:
+    """At which a slide is predicted: the mean over its captures, and that of the training for a new one."""
+    depths = [one.depth for one in _captures(model, embedded)]
+    return float(np.mean(depths)) if depths else 1.0
+
+
+def _captures(model: Model, embedded: Embedded) -> list[TrainingSlide]:
+    return [one for one in model.slides if one.fingerprint == embedded.record["fingerprint"]]
 
 
 def _require_whole(slide: TrainingSlide, embedded: Embedded) -> None:

@@ -28,6 +28,7 @@ from pixel2gene.spatial.folds import block_folds, fold_of, region_folds
 from pixel2gene.spatial.measured import Measured, measure
 from pixel2gene.spatial.modelled import require_same_embedding, training_slide
 from pixel2gene.spatial.platform import find_capture, seeks_capture, with_capture, with_effects
+from pixel2gene.spatial.slides import captures_of
 from pixel2gene.spatial.units import Units, measured_units, select_genes
 
 Join = Literal["inner", "outer"]
@@ -38,7 +39,7 @@ DEPTH_TURNS = 5000
 
 def train(
     slides: Mapping[str, SpatialData],
-    table_key: str,
+    table_key: str | Sequence[str],
     *,
     image_key: str,
     layer: str | None,
@@ -60,32 +61,40 @@ def train(
     if isinstance(chosen, Recipe) and reference is not None:
         chosen = replace(chosen, hidden=reference.network.architecture.hidden)
     chosen_device = choose_device(device)
-    embedded = open_slides(slides, image_key, embedding_key, reference)
+    captures = captures_of(slides, table_key)
+    of_slide = open_slides(slides, image_key, embedding_key, reference)
+    embedded = {name: of_slide[one.slide] for name, one in captures.items()}
     units = {
-        name: measured_units(one, table_key, image_key, embedded[name].grid, layer) for name, one in slides.items()
+        name: measured_units(slides[one.slide], one.table_key, image_key, embedded[name].grid, layer)
+        for name, one in captures.items()
     }
     known = set() if reference is None else set(reference.genes)
     names = _modelled_genes(units, list(genes) if genes is not None else None, min_counts, join, known)
     positions = {name: u.genes.get_indexer(pd.Index(names)) for name, u in units.items()}
     panels = np.stack([columns >= 0 for columns in positions.values()])
-    _require_shared_genes(list(slides), panels)
+    _require_shared_genes(list(captures), panels)
     measured = {
-        name: measure(embedded[name], u, positions[name], table_key if len(slides) == 1 else f"{table_key} of {name}")
-        for name, u in units.items()
+        name: measure(embedded[name], u, positions[name], captures[name].described) for name, u in units.items()
     }
     depths = relative_depths(_densities(measured), panels)
 
     if isinstance(chosen, Recipe):
         measured = {name: with_effects(units[name], m, embedded[name].grid) for name, m in measured.items()}
-    parts, held_out = [], []
-    for i, (name, m) in enumerate(measured.items()):
-        shape = embedded[name].grid.shape
+    held_out = {}
+    for i, slide in enumerate(slides):
+        # What lies together is held out together, whichever capture it is of.
+        centres = [m.centres for name, m in measured.items() if captures[name].slide == slide]
+        together = np.concatenate(centres)
+        shape = of_slide[slide].grid.shape
         if isinstance(chosen, PaperRecipe):
-            fold, side = block_folds(m.centres, shape, chosen.folds, chosen.block, seed + i)
+            held_out[slide] = block_folds(together, shape, chosen.folds, chosen.block, seed + i)
         else:
-            fold, side = region_folds(m.centres, shape, chosen.folds)
-        parts.append(m.measurement(fold_of(m.centres, fold, side), float(depths[i]), chosen))
-        held_out.append((fold, side))
+            capture = np.repeat(np.arange(len(centres)), [len(some) for some in centres])
+            held_out[slide] = region_folds(together, shape, chosen.folds, capture)
+    parts = [
+        m.measurement(fold_of(m.centres, *held_out[captures[name].slide]), float(depth), chosen)
+        for (name, m), depth in zip(measured.items(), depths, strict=True)
+    ]
 
     def fitted(data: Measurement) -> tuple[Ensemble, History]:
         if isinstance(chosen, PaperRecipe):
@@ -99,6 +108,7 @@ def train(
         return choose_outputs(network, lead, data, chosen, chosen_device, seed), history
 
     data = _joined(parts, panels)
+    _require_seen(data, names, chosen.folds)
     network, history = fitted(data)
     for i, (name, m) in enumerate(measured.items()):
         if seeks_capture(chosen, m):
@@ -113,12 +123,24 @@ def train(
     return Model(
         genes=names,
         encoder=dict(next(iter(embedded.values())).record["encoder"]),
-        inputs={"table_key": table_key, "image_key": image_key, "layer": layer, "embedding_key": embedding_key},
+        inputs={
+            "table_key": table_key if isinstance(table_key, str) else None,
+            "image_key": image_key,
+            "layer": layer,
+            "embedding_key": embedding_key,
+        },
         recipe=chosen,
         network=network.cpu(),
         slides=[
-            TrainingSlide(one.record["fingerprint"], name, depth, fold, side, measured[name].platform)
-            for (name, one), depth, (fold, side) in zip(embedded.items(), depths.tolist(), held_out, strict=True)
+            TrainingSlide(
+                embedded[name].record["fingerprint"],
+                name,
+                depth,
+                *held_out[one.slide],
+                measured[name].platform,
+                one.table_key,
+            )
+            for (name, one), depth in zip(captures.items(), depths.tolist(), strict=True)
         ],
         scores=scores,
         history=history,
@@ -244,7 +266,10 @@ def _require_different_images(embedded: Mapping[str, Embedded]) -> None:
     for name, one in embedded.items():
         other = named.setdefault(one.record["fingerprint"], name)
         if other != name:
-            raise ValueError(f"The slides {other!r} and {name!r} have the same H&E: join their counts in one table.")
+            raise ValueError(
+                f"The slides {other!r} and {name!r} have the same H&E: put their tables into one SpatialData and name "
+                "them all in table_key."
+            )
 
 
 def _require_new_slides(embedded: Mapping[str, Embedded], reference: Model) -> None:
@@ -296,6 +321,17 @@ def _require_shared_genes(names: list[str], panels: NDArray[np.bool_]) -> None:
         raise ValueError(
             f"The slides {alone} share no gene with another, so that depths cannot be compared: are the names of one "
             "kind (symbols or Ensembl ids)?"
+        )
+
+
+def _require_seen(data: Measurement, names: list[str], folds: int) -> None:
+    """Of captures that overlap, the one that alone measured a gene may lie in one fold."""
+    seen = np.stack([data.over_genes(held_in.astype(float)) for held_in in data.seen(np.arange(len(data.fold)), folds)])
+    unseen = np.flatnonzero((seen == 0).any(axis=0))
+    if len(unseen):
+        raise ValueError(
+            f"{len(unseen)} genes were measured in so small a part of the tissue that one of the {folds} folds has all "
+            f"of it: {[names[gene] for gene in unseen[:5]]}; leave them out, or ask for other folds."
         )
 
 

@@ -76,7 +76,7 @@ def calibration(
     embedded = open_for_model(sdata, model, image_key, embedding_key)
     part, _, measured = measure_for_model(sdata, model, embedded, table_key, layer)
     network = part.network.to(chosen_device)
-    data, _ = slide_measurement(part, embedded, measured, chosen_device)
+    data, _ = slide_measurement(part, embedded, measured, table_key, chosen_device)
 
     rng = np.random.default_rng(seed)
     some = data.rows(np.sort(rng.permutation(len(data.fold))[:UNITS]))

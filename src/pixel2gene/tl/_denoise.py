@@ -28,6 +28,7 @@ from pixel2gene.spatial.measured import Measured, gaps_between
 from pixel2gene.spatial.memory import require_memory
 from pixel2gene.spatial.modelled import (
     chosen_genes,
+    counts_key,
     measure_for_model,
     open_for_model,
     slide_measurement,
@@ -114,7 +115,7 @@ def denoise(
         If the result does not fit into the memory that is free.
     """
     embedded = open_for_model(sdata, model, image_key, embedding_key)
-    source = table_key or str(model.inputs["table_key"])
+    source = counts_key(model, table_key)
     grid = embedded.grid
     keys = [key_added, f"{key_added}_map", f"{key_added}_superpixels"]
     require_new(sdata, keys if source in sdata.points else keys[:2], overwrite)
@@ -123,7 +124,7 @@ def denoise(
     model = model.of_genes(chosen_genes(model, genes, min_score))
     model, units, measured = measure_for_model(sdata, model, embedded, table_key, layer)
     require_memory(len(measured.rows), len(model.genes), VALUE_BYTES, "name fewer genes, or set min_score=")
-    data, measured = slide_measurement(model, embedded, measured, chosen_device)
+    data, measured = slide_measurement(model, embedded, measured, table_key, chosen_device)
 
     undisturbed = without_effects(data, measured)
     gaps = gaps_between(measured, grid)

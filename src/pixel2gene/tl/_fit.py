@@ -13,7 +13,7 @@ from pixel2gene.spatial.training import Join, train
 
 def fit(
     sdata: SpatialData | Sequence[SpatialData] | Mapping[str, SpatialData],
-    table_key: str,
+    table_key: str | Sequence[str],
     *,
     image_key: str,
     layer: str | None = None,
@@ -45,7 +45,8 @@ def fit(
     sdata
         One slide, or several as a list or by name: each then has its own sequencing depth.
     table_key
-        Table of raw counts, or points element of transcripts.
+        Table of raw counts, or points element of transcripts. Several captures under one H&E, or on one of the slides,
+        are several keys: each has its own depth and, with ``join="outer"``, its own panel.
     image_key
         H&E that `pixel2gene.tl.embed` has described.
     layer
@@ -59,8 +60,8 @@ def fit(
     embedding_key
         ``f"{image_key}_embedding"`` by default.
     join
-        Of slides with different panels: ``"inner"`` models the genes that all measured, ``"outer"`` those of any; a
-        slide then counts only for the genes that it measured. Not with ``recipe="paper"``.
+        Of slides or captures with different panels: ``"inner"`` models the genes that all measured, ``"outer"`` those
+        of any; each then counts only for the genes that it measured. Not with ``recipe="paper"``.
     reference
         Model of other slides to start from, so that a small measured region goes a long way: its hidden layers, and
         its outputs for the genes that it knows, at the depth of these slides. It is kept where training does not help.
@@ -88,10 +89,10 @@ def fit(
     KeyError
         If there is no such table, layer, gene or embedding.
     ValueError
-        If there is no such recipe, the values are no counts, nothing of the table lies on tissue, the genes have no
-        counts, the slides share no gene, were embedded differently or have the same H&E, or there are fewer spatial
-        blocks than folds; or if the reference is of another encoder, of the recipe ``"paper"``, of none of the genes,
-        or was trained on one of the slides.
+        If no table is named or one twice, there is no such recipe, the values are no counts, nothing of the table lies
+        on tissue, the genes have no counts, the slides share no gene, were embedded differently or have the same H&E,
+        or there are fewer spatial blocks than folds; or if the reference is of another encoder, of the recipe
+        ``"paper"``, of none of the genes, or was trained on one of the slides.
     """
     return train(
         by_name(sdata),

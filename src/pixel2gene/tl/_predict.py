@@ -35,7 +35,7 @@ from pixel2gene.spatial.latent import (
     outputs_of,
 )
 from pixel2gene.spatial.memory import require_memory
-from pixel2gene.spatial.modelled import chosen_genes, open_for_model, training_slide
+from pixel2gene.spatial.modelled import chosen_genes, open_for_model, slide_depth, training_slide
 
 UNIT = "expected counts per superpixel of 8 µm"
 # Mean and standard deviation, in single precision.
@@ -120,8 +120,7 @@ def predict(
     other = f"{key_added}_{'map' if lazy else 'latent'}"
     require_new(sdata, [*keys, other], overwrite)
     model = model.of_genes(chosen_genes(model, genes, min_score))
-    slide = training_slide(model, embedded)
-    depth = 1.0 if slide is None else slide.depth
+    depth = slide_depth(model, embedded)
     chosen_device = choose_device(device)
     network = model.network.to(chosen_device)
     grid, superpixels = embedded.grid, embedded.statistics.superpixels
@@ -134,7 +133,7 @@ def predict(
         "unit": UNIT,
         "encoder": model.encoder["name"],
         "training_slides": [s.name for s in model.slides],
-        "trained_on_this_slide": slide is not None,
+        "trained_on_this_slide": training_slide(model, embedded) is not None,
     }
     if lazy:
         head = network.head().cpu()
