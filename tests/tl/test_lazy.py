@@ -130,9 +130,42 @@ def test_a_table_that_does_not_fit_is_refused(
     p2g.tl.predict(embedded, fitted_once, lazy=True, progress=False)
 
 
-def test_lazy_predictions_are_not_aggregated(lazy: SpatialData) -> None:
-    with pytest.raises(ValueError, match="'predicted' was predicted with lazy=True.*genes=.*key_added"):
-        p2g.tl.aggregate(lazy, "predicted", "square_008um")
+def test_sums_are_those_of_the_table(eager: SpatialData, lazy: SpatialData) -> None:
+    first, second = deepcopy(eager), deepcopy(lazy)
+    # Of a store that was opened again, the raster is not there.
+    del second["predicted_map"]
+    for one in (first, second):
+        p2g.tl.aggregate(one, "predicted", "square_008um", progress=False)
+    found, expected = second["predicted_square_008um"], first["predicted_square_008um"]
+    assert found.obs.equals(expected.obs) and found.var.equals(expected.var)
+    np.testing.assert_allclose(found.X, expected.X, rtol=1e-2, atol=1e-3)
+    np.testing.assert_allclose(found.layers["sd"], expected.layers["sd"], rtol=1e-2, atol=1e-3)
+    assert found.uns["pixel2gene"] == expected.uns["pixel2gene"]
+
+
+def test_sums_of_some_genes_and_superpixels(eager: SpatialData, lazy: SpatialData) -> None:
+    genes = lazy["predicted"].var_names[[4, 1]].tolist()
+    expected = deepcopy(eager)
+    p2g.tl.aggregate(expected, "predicted", "square_008um", progress=False)
+    for slide in (eager, lazy):
+        part = deepcopy(slide)
+        part["predicted"] = part["predicted"][: part["predicted"].n_obs // 2].copy()
+        p2g.tl.aggregate(part, "predicted", "square_008um", genes=genes, progress=False)
+        found = part["predicted_square_008um"]
+        assert found.var_names.tolist() == genes[::-1]
+        assert 0 < found.n_obs < expected["predicted_square_008um"].n_obs
+        whole = found.obs_names[found.obs["covered"] > 0.99]
+        reference = expected["predicted_square_008um"][whole, found.var_names]
+        np.testing.assert_allclose(found[whole].X, reference.X, rtol=1e-2, atol=1e-3)
+        np.testing.assert_allclose(found[whole].layers["sd"], reference.layers["sd"], rtol=1e-2, atol=1e-3)
+        with pytest.raises(KeyError, match=r"'predicted' lacks \['NONE'\]; it has \d+ genes, such as"):
+            p2g.tl.aggregate(part, "predicted", "square_008um", genes=["NONE"], key_added="other")
+
+
+def test_sums_that_do_not_fit_are_refused(lazy: SpatialData, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: namedtuple("Memory", "available")(1000))
+    with pytest.raises(MemoryError, match="name fewer genes"):
+        p2g.tl.aggregate(lazy, "predicted", "square_008um", progress=False)
 
 
 def test_open_map_says_what_there_is(eager: SpatialData) -> None:

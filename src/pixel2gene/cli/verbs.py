@@ -196,6 +196,7 @@ def aggregate(
     key: Annotated[str, typer.Argument(help="Result of predict or denoise.", show_default=False)],
     elements_key: Annotated[str, typer.Argument(metavar="ELEMENT", help="Shapes or labels.", show_default=False)],
     out: options.Out = None,
+    genes: options.Genes = None,
     key_added: Annotated[str | None, typer.Option(help="Name of the result; KEY_ELEMENT.")] = None,
     overwrite: options.Overwrite = False,
     as_json: options.Json = False,
@@ -205,7 +206,9 @@ def aggregate(
 
     with user_errors():
         sdata = open_store(store, out)
-        p2g.tl.aggregate(sdata, key, elements_key, key_added=key_added, overwrite=overwrite, progress=progress())
+        p2g.tl.aggregate(
+            sdata, key, elements_key, genes=genes, key_added=key_added, overwrite=overwrite, progress=progress()
+        )
         summary = added(sdata, out or store, key_added or f"{key}_{elements_key}")
     show(summary, as_json)
 

@@ -23,6 +23,20 @@ SAMPLE = 20_000
 BLOCK_VALUES = 2**25
 
 
+def truth_sd(sd: NDArray[np.float32], mean: NDArray[np.float32], misfit: NDArray[np.float32]) -> NDArray[np.float32]:
+    """How far the truth may lie from a prediction: members disagree, and all of them miss something.
+
+    Parameters
+    ----------
+    sd, mean
+        (n, genes) over the members.
+    misfit
+        (genes,) variance of what all miss, as a multiple of the mean.
+    """
+    off: NDArray[np.float32] = np.sqrt(np.square(sd) + mean * misfit)
+    return off
+
+
 def held_out_uncertainty(
     network: Ensemble, data: Measurement, genes: list[str], device: torch.device, seed: int
 ) -> pd.DataFrame:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,14 +18,20 @@ from scipy.sparse import csr_array, diags_array
 from spatialdata import SpatialData
 from tqdm.auto import tqdm
 
-from pixel2gene.spatial.elements import RECORDS, get_table
+from pixel2gene.spatial.elements import RASTER_CHUNKS, RECORDS, get_table
 from pixel2gene.spatial.geometry import affine, get_element, raster_levels
 from pixel2gene.spatial.grid import Grid
+from pixel2gene.spatial.latent import Latents, open_latents
+from pixel2gene.spatial.memory import require_memory
 from pixel2gene.spatial.overlap import overlap
 from pixel2gene.spatial.spots import radii
 from pixel2gene.spatial.units import table_overlap
 
 WRITERS = ("predict", "denoise")
+# Mean and standard deviation in single precision.
+VALUE_BYTES = 8
+# Columns of the result, (superpixels, columns) expected counts, (elements, columns) how far they may be off.
+Part = tuple[NDArray[np.intp], NDArray[np.floating], NDArray[np.float64]]
 
 
 @dataclass(frozen=True)
@@ -34,30 +41,28 @@ class Expression:
     Attributes
     ----------
     key
-        Of the table; the raster is ``f"{key}_map"``.
+        Of the table.
     record
         Of the verb.
     table
-        Units x genes, with ``layers["sd"]``.
+        Units x genes, with ``layers["sd"]`` unless the prediction is lazy.
+    map_key
+        Of the raster.
     raster
-        (genes, rows, columns), NaN where there are no values.
+        (genes, rows, columns), NaN where there are no values; the latents of a lazy prediction.
+    latents
+        A lazy prediction.
+    genes
+        To sum, in the order of the table.
     """
 
     key: str
     record: dict[str, Any]
     table: ad.AnnData
+    map_key: str
     raster: xr.DataArray
-
-    @property
-    def map_key(self) -> str:
-        """Key of the raster."""
-        return f"{self.key}_map"
-
-    @property
-    def genes(self) -> list[str]:
-        """Genes of the table that are in the raster, in the order of the table."""
-        known = set(self.raster.coords["c"].values)
-        return [gene for gene in self.table.var_names if gene in known]
+    latents: Latents | None
+    genes: list[str]
 
     @property
     def scores(self) -> pd.DataFrame:
@@ -102,15 +107,15 @@ class Aggregate:
     covered: NDArray[np.float64]
 
 
-def find_expression(sdata: SpatialData, key: str) -> Expression:
+def find_expression(sdata: SpatialData, key: str, genes: Sequence[str] | None) -> Expression:
     """Find a result of `tl.predict` or `tl.denoise` by its key.
 
     Raises
     ------
     KeyError
-        If there is none of that key, or its raster is gone.
+        If there is none of that key, its raster is gone, or it lacks one of the genes.
     ValueError
-        If the prediction is lazy, or the table lost its standard deviations or shares no gene with the raster.
+        If the table lost its standard deviations or shares no gene with the raster.
     """
     records = sdata.attrs.get(RECORDS, {})
     known = sorted(name for name in sdata.tables if records.get(name, {}).get("verb") in WRITERS)
@@ -118,22 +123,23 @@ def find_expression(sdata: SpatialData, key: str) -> Expression:
         raise KeyError(
             f"No table {key!r} written by pixel2gene.tl.predict or pixel2gene.tl.denoise; they wrote {known}."
         )
-    if get_table(sdata, key).X is None:
+    table, record = get_table(sdata, key), records[key]
+    if table.X is None:
+        latents = open_latents(sdata, key)
+        chosen = _chosen(key, list(table.var_names), genes)
+        return Expression(key, record, table, f"{key}_latent", latents.raster, latents, chosen)
+    map_key = f"{key}_map"
+    raster = raster_levels(get_element(sdata, map_key, "images"))[0]
+    if "sd" not in table.layers:
+        raise ValueError(f"Table {key!r} lost its layer 'sd'; run pixel2gene.tl.{record['verb']} again.")
+    mapped = set(raster.coords["c"].values)
+    shared = [gene for gene in table.var_names if gene in mapped]
+    if not shared:
         raise ValueError(
-            f"{key!r} was predicted with lazy=True, so that its table has no values: predict the genes to aggregate "
-            "with genes= or min_score=, and another key_added."
+            f"Table {key!r} and image {map_key!r} share no gene (genes of the table: "
+            f"{table.var_names[:5].tolist()}); keep the names that pixel2gene gave them."
         )
-    found = Expression(
-        key, records[key], get_table(sdata, key), raster_levels(get_element(sdata, f"{key}_map", "images"))[0]
-    )
-    if "sd" not in found.table.layers:
-        raise ValueError(f"Table {key!r} lost its layer 'sd'; run pixel2gene.tl.{found.record['verb']} again.")
-    if not found.genes:
-        raise ValueError(
-            f"Table {key!r} and image {found.map_key!r} share no gene (genes of the table: "
-            f"{found.table.var_names[:5].tolist()}); keep the names that pixel2gene gave them."
-        )
-    return found
+    return Expression(key, record, table, map_key, raster, None, _chosen(key, shared, genes))
 
 
 def find_elements(sdata: SpatialData, key: str) -> Elements:
@@ -159,37 +165,73 @@ def aggregate(
     """Sum the expression of superpixels over elements, each by the share of it that the element covers.
 
     The raster is read once, a few genes at a time, so that memory holds little more than the result.
+
+    Raises
+    ------
+    MemoryError
+        If the result does not fit.
     """
+    require_memory(len(elements.ids), len(expression.genes), VALUE_BYTES, "name fewer genes")
     # Seen from the raster, which is where it is, also on a slide that was cropped since.
     grid = Grid((expression.raster.sizes["y"], expression.raster.sizes["x"]), 1.0, {})
     to_grid = affine(sdata, elements_key, expression.map_key)
     shares = overlap(get_element(sdata, elements_key, "shapes", "labels"), elements.ids, to_grid, grid.shape)
     units = table_overlap(sdata, expression.key, expression.map_key, grid)
     has_units = np.asarray(units.sum(axis=0)).ravel() > 0
-    lazy = expression.raster.data
-    known = np.flatnonzero(has_units & np.isfinite(np.asarray(lazy[0].compute())).ravel())
+    known = np.flatnonzero(has_units & np.isfinite(np.asarray(expression.raster.data[0].compute())).ravel())
     # Not in single precision, in which sums over a million superpixels are off by a per cent.
     weights = csr_array(shares[:, known]).astype(np.float64)
-    spread = csr_array(weights @ _evenly(csr_array(units[:, known])))
 
     size = (len(elements.ids), len(expression.genes))
     mean, sd = np.empty(size, np.float32), np.empty(size, np.float32)
-    column = pd.Series(np.arange(size[1]), index=expression.genes)
-    position = expression.table.var_names.get_indexer(pd.Index(expression.genes))
-    names = np.asarray(expression.raster.coords["c"].values)
-    for some in tqdm(_blocks(lazy), desc="aggregate", disable=not progress, leave=False):
-        wanted = np.isin(names[some], column.index)
-        if not wanted.any():
-            continue
-        values = np.asarray(lazy[some].compute()).reshape(len(wanted), -1)[wanted][:, known]
-        to = column[names[some][wanted]].to_numpy()
-        mean[:, to] = weights @ values.T.astype(np.float64)
-        sd[:, to] = spread @ _dense(expression.table.layers["sd"][:, position[to]])
+    if expression.latents is not None:
+        parts = _lazy_parts(expression, expression.latents, known, weights)
+    else:
+        spread = csr_array(weights @ _evenly(csr_array(units[:, known])))
+        parts = _kept_parts(expression, known, spread)
+    total = -(-len(expression.genes) // RASTER_CHUNKS[0])
+    for to, values, off in tqdm(parts, total=total, desc="aggregate", disable=not progress, leave=False):
+        mean[:, to] = weights @ values.astype(np.float64)
+        sd[:, to] = off
     area = elements.areas * abs(np.linalg.det(to_grid[:2, :2]))
     with np.errstate(invalid="ignore", divide="ignore"):
         covered = np.asarray(weights.sum(axis=1)) / area
     # Circles are polygons of nearly, and labels sums of exactly, their area.
     return Aggregate(mean, sd, np.nan_to_num(np.minimum(covered, 1)))
+
+
+def _kept_parts(expression: Expression, known: NDArray[np.intp], spread: csr_array) -> Iterator[Part]:
+    column = pd.Series(np.arange(len(expression.genes)), index=expression.genes)
+    position = expression.table.var_names.get_indexer(pd.Index(expression.genes))
+    names = np.asarray(expression.raster.coords["c"].values)
+    kept = expression.raster.data
+    for some in _blocks(kept):
+        wanted = np.isin(names[some], column.index)
+        if wanted.any():
+            values = np.asarray(kept[some].compute()).reshape(len(wanted), -1)[wanted][:, known]
+            to = column[names[some][wanted]].to_numpy()
+            yield to, values.T, spread @ _dense(expression.table.layers["sd"][:, position[to]])
+
+
+def _lazy_parts(
+    expression: Expression, latents: Latents, known: NDArray[np.intp], weights: csr_array
+) -> Iterator[Part]:
+    raster = latents.raster.data
+    rows = np.asarray(raster.reshape(raster.shape[0], -1)[:, known].compute())
+    position = expression.table.var_names.get_indexer(pd.Index(expression.genes))
+    everything = np.arange(len(position))
+    for to in np.split(everything, everything[RASTER_CHUNKS[0] :: RASTER_CHUNKS[0]]):
+        mean, sd = latents.mean_and_sd(rows, position[to])
+        yield to, mean, weights @ sd.astype(np.float64)
+
+
+def _chosen(key: str, there: list[str], genes: Sequence[str] | None) -> list[str]:
+    if genes is None:
+        return there
+    unknown = sorted(set(genes) - set(there))
+    if unknown or len(genes) == 0:
+        raise KeyError(f"{key!r} lacks {unknown[:5] or 'no gene'}; it has {len(there)} genes, such as {there[:5]}.")
+    return [gene for gene in there if gene in set(genes)]
 
 
 def _evenly(units: csr_array) -> csr_array:

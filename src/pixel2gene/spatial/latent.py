@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import dask.array as da
@@ -14,15 +14,69 @@ from anndata import AnnData
 from numpy.typing import NDArray
 from spatialdata import SpatialData
 from spatialdata.transformations import get_transformation
+from torch import Tensor
 
 from pixel2gene.core.ensemble import Architecture, Ensemble
 from pixel2gene.core.trust import Familiarity
+from pixel2gene.core.uncertainty import truth_sd
 from pixel2gene.spatial.elements import RASTER_CHUNKS, get_record, get_table, image_element
 from pixel2gene.spatial.embedded import Embedded
 from pixel2gene.spatial.geometry import get_element, raster_levels
 from pixel2gene.spatial.grid import Grid
 
 LATENT_SIDE = 128
+# Rates of members at once.
+RATES = 2**25
+
+
+@dataclass(frozen=True)
+class Latents:
+    """A lazy prediction.
+
+    Attributes
+    ----------
+    raster
+        (members * width, rows, columns), NaN outside the tissue.
+    head
+        Makes outputs of them.
+    depth
+        At which rates are predicted.
+    misfit
+        (genes,) variance of what all members miss, as a multiple of the rate.
+    """
+
+    raster: xr.DataArray
+    head: Ensemble
+    depth: float
+    misfit: NDArray[np.float32]
+
+    def mean(self, latents: NDArray[np.float16], genes: NDArray[np.intp]) -> NDArray[np.float32]:
+        """(superpixels, genes) expected counts of (members * width, superpixels) latents, genes by position."""
+        mean = np.empty((latents.shape[1], len(genes)), np.float32)
+        for rows, rate in self._rates(latents, genes):
+            mean[rows] = rate.mean(dim=0).numpy()
+        return mean
+
+    def mean_and_sd(
+        self, latents: NDArray[np.float16], genes: NDArray[np.intp]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """As `mean`, and how far the truth may lie from it, as `predict` has it where it is not lazy."""
+        mean = np.empty((latents.shape[1], len(genes)), np.float32)
+        sd = np.empty_like(mean)
+        for rows, rate in self._rates(latents, genes):
+            mean[rows] = rate.mean(dim=0).numpy()
+            sd[rows] = rate.std(dim=0, correction=0).numpy()
+        return mean, truth_sd(sd, mean, self.misfit[genes] * np.float32(self.depth))
+
+    def _rates(self, latents: NDArray[np.float16], genes: NDArray[np.intp]) -> Iterator[tuple[slice, Tensor]]:
+        """Some superpixels at a time, and their (members, superpixels, genes) expected counts."""
+        members, chosen = self.head.architecture.members, torch.from_numpy(genes)
+        size = max(RATES // (members * max(len(genes), 1)), 1)
+        for start in range(0, latents.shape[1], size):
+            rows = slice(start, start + size)
+            x = torch.from_numpy(latents[:, rows]).float().unflatten(0, (members, -1)).transpose(1, 2)
+            with torch.inference_mode():
+                yield rows, self.head.link(self.head.outputs(x, genes=chosen), chosen) * self.depth
 
 
 def lazy_latents(embedded: Embedded, network: Ensemble, device: torch.device) -> da.Array:
@@ -56,13 +110,30 @@ def open_latent_map(sdata: SpatialData, key: str) -> xr.DataArray:
     KeyError
         If there is no result of `pixel2gene.tl.predict` with ``lazy=True`` of that key.
     """
-    record = get_record(sdata, f"{key}_latent", "predict")
-    latent = raster_levels(get_element(sdata, f"{key}_latent", "images"))[0]
-    table = get_table(sdata, key)
-    values = _gene_maps(latent.data, _head(table, record["architecture"]), float(record["depth"]))
+    found = open_latents(sdata, key)
+    values = _gene_maps(found)
     # Where the latents are, also on a slide that was cropped since.
-    grid = Grid((latent.sizes["y"], latent.sizes["x"]), 1.0, get_transformation(latent, get_all=True))
-    return image_element(values, grid, table.var_names)
+    size = found.raster.sizes
+    grid = Grid((size["y"], size["x"]), 1.0, get_transformation(found.raster, get_all=True))
+    return image_element(values, grid, get_table(sdata, key).var_names)
+
+
+def open_latents(sdata: SpatialData, key: str) -> Latents:
+    """Find a lazy prediction, of the genes that are in its table.
+
+    Raises
+    ------
+    KeyError
+        If there is none of that key.
+    """
+    record = get_record(sdata, f"{key}_latent", "predict")
+    table = get_table(sdata, key)
+    return Latents(
+        raster_levels(get_element(sdata, f"{key}_latent", "images"))[0],
+        _head(table, record["architecture"]),
+        float(record["depth"]),
+        np.asarray(table.var["misfit"], np.float32),
+    )
 
 
 def find_map(sdata: SpatialData, key: str) -> tuple[str, xr.DataArray] | None:
@@ -80,25 +151,19 @@ def link_of(head: Ensemble, depth: float) -> dict[str, Any]:
     return {"architecture": {**asdict(head.architecture), "hidden": []}, "depth": depth}
 
 
-def _gene_maps(latent: da.Array, head: Ensemble, depth: float) -> da.Array:
-    members, genes = head.architecture.members, head.architecture.genes
-
+def _gene_maps(found: Latents) -> da.Array:
     def block(positions: NDArray[np.intp], values: NDArray[np.float16]) -> NDArray[np.float16]:
         inside = np.isfinite(values[0])
         maps = np.full((len(positions), *inside.shape), np.nan, np.float16)
-        x = torch.from_numpy(values[:, inside]).float().reshape(members, -1, int(inside.sum())).transpose(1, 2)
-        chosen = torch.from_numpy(positions)
-        with torch.inference_mode():
-            rate = head.link(head.outputs(x, genes=chosen), chosen).mean(dim=0) * depth
-        maps[:, inside] = rate.T.half().numpy()
+        maps[:, inside] = found.mean(values[:, inside], positions).T
         return maps
 
     maps: da.Array = da.blockwise(
         block,
         "gyx",
-        da.arange(genes, chunks=RASTER_CHUNKS[0]),
+        da.arange(found.head.architecture.genes, chunks=RASTER_CHUNKS[0]),
         "g",
-        latent.rechunk((-1, *RASTER_CHUNKS[1:])),
+        found.raster.data.rechunk((-1, *RASTER_CHUNKS[1:])),
         "kyx",
         concatenate=True,
         dtype=np.float16,

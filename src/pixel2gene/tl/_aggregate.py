@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import anndata as ad
 import numpy as np
 import pandas as pd
@@ -19,6 +21,7 @@ def aggregate(
     key: str,
     elements_key: str,
     *,
+    genes: Sequence[str] | None = None,
     key_added: str | None = None,
     overwrite: bool = False,
     progress: bool = True,
@@ -44,10 +47,13 @@ def aggregate(
     sdata
         Holds the result and the elements, in a coordinate system that they share with the H&E.
     key
-        Of the result of `pixel2gene.tl.predict` or `pixel2gene.tl.denoise`. Genes and units that were dropped from
-        its table are left out here; normalised or otherwise changed values of its X do not matter.
+        Of the result of `pixel2gene.tl.predict`, also with ``lazy=True``, or `pixel2gene.tl.denoise`. Genes and units
+        that were dropped from its table are left out here; normalised or otherwise changed values of its X do not
+        matter.
     elements_key
         Shapes (polygons or circles), or labels.
+    genes
+        To sum, all by default.
     key_added
         Name of the new table, ``f"{key}_{elements_key}"`` by default.
     overwrite
@@ -64,11 +70,13 @@ def aggregate(
     Raises
     ------
     KeyError
-        If there is no such result, or there are no such shapes or labels.
+        If there is no such result, or there are no such shapes, labels or genes.
     ValueError
         If the elements are empty, named more than once, or all without values; or the result exists.
+    MemoryError
+        If the result does not fit into the memory that is free.
     """
-    expression = find_expression(sdata, key)
+    expression = find_expression(sdata, key, genes)
     elements = find_elements(sdata, elements_key)
     key_added = key_added or f"{key}_{elements_key}"
     require_new(sdata, [key_added], overwrite)

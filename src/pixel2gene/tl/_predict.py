@@ -16,6 +16,7 @@ from pixel2gene.core.device import choose_device
 from pixel2gene.core.ensemble import Ensemble
 from pixel2gene.core.model import Model
 from pixel2gene.core.regression import predict_rates
+from pixel2gene.core.uncertainty import truth_sd
 from pixel2gene.spatial.elements import (
     compute,
     image_element,
@@ -198,7 +199,7 @@ def _predicted_rows(embedded: Embedded, model: Model, device: torch.device, prog
     for index, raw, features in blocks:
         at = np.searchsorted(superpixels, index)
         mean, sd = predict_rates(model.network, features, everything, device)
-        rows.mean[at], rows.sd[at] = mean, np.sqrt(np.square(sd) + mean * misfit)
+        rows.mean[at], rows.sd[at] = mean, truth_sd(sd, mean, misfit)
         rows.trust[at] = model.familiarity.trust(raw)
     return rows
 
