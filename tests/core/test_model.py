@@ -38,7 +38,7 @@ def model():
             TrainingSlide("1f", "zweiter µ", 1.2, fold + 1, 32, Platform(row_stripes=0.2, diffusion_um=8.5)),
         ],
         scores=scores,
-        history=History([10, 20], [1.5, 1.25]),
+        history=History([0, 10, 20], [2.0, 1.5, 1.25], [None, 1.75, 1.5]),
         version="1.2.3",
         reference=["atlas"],
         familiarity=fit_familiarity(np.random.default_rng(0).normal(size=(60, 30)), np.arange(60) % 3),
@@ -101,6 +101,11 @@ def test_models_of_another_format_are_refused(saved):
     edit(saved, lambda card: card.update(format=1))
     with pytest.raises(ValueError, match=f"it has format 1, this version of pixel2gene reads {FORMAT}: fit it again"):
         Model.load(saved)
+
+
+def test_models_that_kept_no_loss_are_read(model, saved):
+    edit(saved, lambda card: card["history"].pop("loss"))
+    assert Model.load(saved).history == History(model.history.step, model.history.deviance)
 
 
 def test_some_of_the_genes_know_the_same_tissue(model):

@@ -14,7 +14,6 @@ from sklearn.metrics import mean_poisson_deviance
 from pixel2gene.core import regression as module
 from pixel2gene.core.ensemble import Architecture, Ensemble
 from pixel2gene.core.regression import (
-    History,
     Measurement,
     Recipe,
     Reference,
@@ -406,9 +405,35 @@ def test_training_stops_when_it_gets_no_better(world, monkeypatch):
 
     monkeypatch.setattr(module, "held_out_deviance", look)
     network, history = fit_ensemble(world[0], replace(RECIPE, patience=3, check_steps=(2, 2)), CPU, 0, False)
-    assert history == History([2, 4, 6, 8, 10], [3.0, 2.0, 2.5, 2.5, 2.5])
+    assert (history.step, history.deviance) == ([2, 4, 6, 8, 10], [3.0, 2.0, 2.5, 2.5, 2.5])
     assert history.best == 1
     assert all(torch.equal(value, states[1][name]) for name, value in network.state_dict().items())
+
+
+def test_the_loss_is_that_of_the_steps_since_the_look_before(world, monkeypatch):
+    losses, step = [], module._step
+
+    def recorded(*arguments):
+        losses.append(float(step(*arguments)))
+        return torch.tensor(losses[-1])
+
+    monkeypatch.setattr(module, "_step", recorded)
+    _, history = fit_ensemble(world[0], replace(RECIPE, max_checks=3, check_steps=(2, 2)), CPU, 0, False)
+    np.testing.assert_allclose(history.loss, np.reshape(losses, (3, 2)).mean(axis=1), rtol=1e-6)
+
+
+def test_the_loss_is_the_mean_over_the_units_that_members_may_see(world):
+    data, _ = world
+    network = module._initial(data, replace(RECIPE, dropout=0.0, input_dropout=0.0))
+    units = np.arange(40)
+    batch = module.make_batch(data, units, CPU, data.overlap[units])
+    seen = torch.from_numpy(data.seen(units, RECIPE.folds)).float()
+    weight = module.gene_weights(data, 0.5)
+    with torch.no_grad():
+        each = module.negative_log_likelihood(module.expected(network, batch), batch, weight).numpy()
+    expected = np.mean([own[mask].mean() for own, mask in zip(each, seen.bool().numpy(), strict=True)])
+    loss = module._step(network, torch.optim.SGD(network.parameters(), 0.0), batch, seen, weight, 3.0)
+    assert float(loss) == pytest.approx(expected, rel=1e-5)
 
 
 def test_large_units_are_thinned_and_still_recovered():

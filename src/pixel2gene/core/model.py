@@ -80,7 +80,7 @@ class Model:
     scores
         Held-out scores per gene, see `pixel2gene.tl.evaluate`.
     history
-        Held-out deviance during training.
+        Loss and held-out deviance during training.
     version
         Of pixel2gene.
     familiarity

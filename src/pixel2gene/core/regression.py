@@ -203,10 +203,14 @@ class History:
         Steps of training so far.
     deviance
         Mean over the units, each predicted by the member that did not see it.
+    loss
+        Of training, mean over members, units and the steps since the look before; None where there were none. Empty
+        if it was not kept, as by older versions and the published recipe.
     """
 
     step: list[int] = field(default_factory=list)
     deviance: list[float] = field(default_factory=list)
+    loss: list[float | None] = field(default_factory=list)
 
     @property
     def best(self) -> int:
@@ -294,11 +298,12 @@ def fit_ensemble(
         with tqdm(total=recipe.max_checks, desc="fit", disable=not progress, leave=False) as bar:
             first = [0] if reference is not None else []
             for more in itertools.islice(itertools.chain(first, itertools.repeat(every)), recipe.max_checks):
+                losses = []
                 for units in itertools.islice(batches, more):
                     overlap = thin_rows(data.overlap[units], keep, rng)
                     batch = make_batch(data, units, device, overlap)
                     seen = torch.from_numpy(data.seen(units, recipe.folds)).to(batch.depth)
-                    _step(network, optimiser, batch, seen, weight, shrinkage)
+                    losses.append(_step(network, optimiser, batch, seen, weight, shrinkage))
                     with torch.no_grad():
                         for parameter, origin, far in pulls:
                             parameter.lerp_(origin, far)
@@ -306,6 +311,7 @@ def fit_ensemble(
                             slow.lerp_(fast, 1 - recipe.averaging)
                     warmup.step()
                 history.step.append(sum(history.step[-1:]) + more)
+                history.loss.append(float(torch.stack(losses).mean()) if losses else None)
                 history.deviance.append(held_out_deviance(average, looked_at, even, device))
                 bar.set_postfix(held_out_deviance=f"{history.deviance[-1]:.4f}")
                 bar.update()
@@ -566,16 +572,21 @@ def some_units(data: Measurement, recipe: Recipe, rng: np.random.Generator) -> M
 
 def _step(
     network: Ensemble, optimiser: torch.optim.Optimizer, batch: Batch, seen: Tensor, weight: Tensor, shrinkage: float
-) -> None:
-    """By the (genes,) `weight` of the loss, and with a precision of the output weights, per unit, of `shrinkage`."""
+) -> Tensor:
+    """By the (genes,) `weight` of the loss, and with a precision of the output weights, per unit, of `shrinkage`.
+
+    Returns the loss, mean over members and units.
+    """
     network.train()
-    loss = negative_log_likelihood(expected(network, batch), batch, weight)
+    each = negative_log_likelihood(expected(network, batch), batch, weight)
+    loss = (each * seen).sum(dim=1) / seen.sum(dim=1).clamp_min(1)
     prior = shrinkage / 2 * (weight * network.weights[-1].square()).sum()
     optimiser.zero_grad(set_to_none=True)
     # Members share no weights, so that each has the gradient of its own mean.
-    (prior + ((loss * seen).sum(dim=1) / seen.sum(dim=1).clamp_min(1)).sum()).backward()
+    (prior + loss.sum()).backward()
     _clip_gradients(network)
     optimiser.step()
+    return loss.detach().mean()
 
 
 def _where_measured(values: Tensor, measured: Tensor | None) -> Tensor:
