@@ -1,21 +1,31 @@
 """Plots show the right panels, on one scale, in the right place."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
+import dask.array as da
 import geopandas as gpd
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import pytest
 import shapely
 import spatialdata as sd
+import xarray as xr
 from anndata import AnnData
+from hypothesis import given
+from hypothesis import strategies as st
 from mpl_toolkits.axes_grid1.anchored_artists import AnchoredSizeBar
 from scipy import sparse
+from scipy.stats import spearmanr
+from sklearn.decomposition import PCA
+from sklearn.preprocessing import StandardScaler
 from spatialdata.models import Image2DModel, Labels2DModel, ShapesModel, TableModel
 from spatialdata.transformations import Affine, Identity, Scale, Sequence
 
 from pixel2gene import pl
+from pixel2gene.pl._raster import cut, place_of
 
 MPP, FACTOR = 0.5, 16
 ROWS, COLUMNS = 12, 20
@@ -212,21 +222,31 @@ def pixels_of(axes: np.ndarray) -> np.ndarray:
     return drawn[len(drawn) - 1 - row, column, :3].reshape(ROWS, COLUMNS, 3)
 
 
-def test_predictions_of_little_trust_are_grey(slide: sd.SpatialData) -> None:
+PINK = (200, 100, 150)
+GREY = 136  # by the weights of Rec. 601
+
+
+def pink_image(slide: sd.SpatialData) -> None:
+    picture = np.tile(np.array(PINK, np.uint8)[:, None, None], (1, ROWS * FACTOR, COLUMNS * FACTOR))
+    slide["he"] = Image2DModel.parse(picture, dims=("c", "y", "x"), transformations=transforms())
+
+
+def test_predictions_of_little_trust_let_the_image_through(slide: sd.SpatialData) -> None:
     values = np.full((2, ROWS, COLUMNS), 2, np.float16)
     values[:, 4:8, 10:] = 9
     values[:, :, 0] = np.nan
     slide["predicted_map"] = raster(values)
     slide["predicted_trust"] = trust(np.s_[4:8, 10:])
+    pink_image(slide)
     plain = pixels_of(pl.expression(slide, "A"))
     axes = pl.expression(slide, "A", min_trust=0.5)
     found = pixels_of(axes)
-    is_grey = (found == 204).all(axis=-1)
+    is_grey = (found == GREY).all(axis=-1)
     assert is_grey[4:8, 10:].all() and is_grey.sum() == 4 * 10
-    assert not (plain == 204).all(axis=-1).any()
+    assert not (plain == GREY).all(axis=-1).any()
     # What was not predicted stays white.
     assert (found[:, 0] == 255).all()
-    assert axes[-1].get_title() == "A, predicted\ngrey: trust below 0.5"
+    assert axes[-1].get_title() == "A, predicted\ngrey H&E: trust below 0.5"
     # What is not trusted does not say how bright the rest is; the other panels stay as they are.
     assert pl.expression(slide, "A")[1].images[0].get_clim() == (0, 9)
     assert axes[1].images[0].get_clim() == (0, 2)
@@ -261,13 +281,14 @@ def test_trust_without_a_prediction_of_the_gene(slide: sd.SpatialData) -> None:
 
 
 @pytest.mark.parametrize(("score", "masked"), [(0.1, True), (0.3, False), (np.nan, True)])
-def test_predictions_of_poor_genes_are_grey(slide: sd.SpatialData, score: float, masked: bool) -> None:
+def test_predictions_of_poor_genes_let_the_image_through(slide: sd.SpatialData, score: float, masked: bool) -> None:
     slide["predicted"] = results_table([score, 0.9])
+    pink_image(slide)
     axes = pl.expression(slide, "A", min_score=0.2)
-    grey = (pixels_of(axes) == 204).all(axis=-1)
+    grey = (pixels_of(axes) == GREY).all(axis=-1)
     shown = np.isfinite(np.asarray(slide["predicted_map"].sel(c="A")))
     np.testing.assert_array_equal(grey, shown & masked)
-    assert ("grey: below 0.2" in axes[-1].get_title()) == masked
+    assert ("grey H&E: below 0.2" in axes[-1].get_title()) == masked
 
 
 def test_unknown_gene(slide: sd.SpatialData) -> None:
@@ -325,3 +346,226 @@ def test_tissue_not_found_yet(slide: sd.SpatialData) -> None:
         pl.tissue(slide)
     with pytest.raises(KeyError, match="No 'other' among the images"):
         pl.tissue(slide, "other")
+
+
+def with_sd(slide: sd.SpatialData) -> np.ndarray:
+    """Standard deviations of some superpixels, in another order than theirs."""
+    ids = np.random.default_rng(0).permutation(np.arange(1, ROWS * COLUMNS + 1))[:100]
+    expected = np.full(ROWS * COLUMNS, np.nan, np.float32)
+    table = AnnData(np.ones((100, 2), np.float32), layers={"sd": np.stack([ids / 100, ids], axis=1)})
+    table.var_names = GENES
+    table.obs["region"] = pd.Categorical(["predicted_superpixels"] * 100)
+    table.obs["instance_id"] = ids
+    labels = np.zeros(ROWS * COLUMNS, np.int32)
+    labels[ids - 1] = ids
+    expected[ids - 1] = ids / 100
+    slide["predicted_superpixels"] = Labels2DModel.parse(
+        labels.reshape(ROWS, COLUMNS), dims=("y", "x"), transformations=transforms(FACTOR)
+    )
+    slide["predicted"] = TableModel.parse(
+        table, region=["predicted_superpixels"], region_key="region", instance_key="instance_id"
+    )
+    return expected.reshape(ROWS, COLUMNS)
+
+
+def test_standard_deviations_are_drawn_where_they_belong_on_the_same_scale(slide: sd.SpatialData) -> None:
+    expected = with_sd(slide)
+    axes = pl.expression(slide, "A")
+    assert titles(axes)[-1] == "A, predicted\nstandard deviation"
+    shown = np.ma.filled(axes[-1].images[0].get_array().astype(float), np.nan)
+    np.testing.assert_allclose(shown, expected, rtol=1e-6)
+    # They do not stretch it.
+    assert axes[-1].images[0].get_clim() == axes[1].images[0].get_clim() == (0, 4)
+
+
+def test_the_mask_is_that_of_the_prediction(slide: sd.SpatialData) -> None:
+    with_sd(slide)
+    slide["predicted_trust"] = trust(np.s_[4:8, 10:])
+    predicted, deviation = (ax.images[0].get_alpha() for ax in pl.expression(slide, "A", min_trust=0.5)[-2:])
+    np.testing.assert_array_equal(predicted, deviation)
+    assert (predicted[4:8, 10:] == 0).all() and predicted.sum() == ROWS * COLUMNS - 40
+
+
+CROP = (10 * FACTOR, 2 * FACTOR, 16 * FACTOR, 6 * FACTOR)
+
+
+def test_crops_show_the_same_values_in_the_same_places(slide: sd.SpatialData) -> None:
+    rng = np.random.default_rng(0)
+    values = rng.gamma(1, 1, (2, ROWS, COLUMNS)).astype(np.float16)
+    slide["predicted_map"] = slide["denoised_map"] = raster(values)
+    slide["he_tissue"] = Labels2DModel.parse(
+        (values[0] > 1).astype(np.uint8), dims=("y", "x"), transformations=transforms(FACTOR)
+    )
+    axes = [*pl.expression(slide, "A", crop=CROP), pl.tissue(slide, crop=CROP)]
+    for ax in axes:
+        assert ax.get_xlim() == (CROP[0], CROP[2]) and ax.get_ylim() == (CROP[3], CROP[1])
+    for ax in axes[2:4]:
+        assert ax.images[0].get_extent() == [CROP[0], CROP[2], CROP[3], CROP[1]]
+        np.testing.assert_array_equal(ax.images[0].get_array(), values[0][2:6, 10:16])
+    measured = np.asarray(axes[1].images[0].get_array())
+    np.testing.assert_allclose(measured, one_bright()[0][2:6, 10:16], atol=1e-5)
+    assert axes[1].images[0].get_extent() == [CROP[0], CROP[2], CROP[3], CROP[1]]
+    np.testing.assert_array_equal(
+        axes[0].images[0].get_array(),
+        slide["he"].to_numpy()[:, CROP[1] : CROP[3], CROP[0] : CROP[2]].transpose(1, 2, 0),
+    )
+    # Nothing beyond the crop is of weight.
+    assert axes[1].images[0].get_clim()[1] == pytest.approx(
+        np.percentile([*np.tile(values[0][2:6, 10:16].ravel(), 2), *measured.ravel()], 99), rel=1e-3
+    )
+
+
+def test_crops_reach_over_the_border_but_not_past_it(slide: sd.SpatialData) -> None:
+    assert pl.tissue(slide, crop=(-50, 20, 99, 1e6)).get_xlim() == (0, 99)
+    message = r"crop=\(400, 0, 500, 50\) shows none of image 'he' of 320 x 192 px: left, top, right and bottom"
+    with pytest.raises(ValueError, match=message):
+        pl.expression(slide, "A", crop=(400, 0, 500, 50))
+    with pytest.raises(ValueError, match="shows none"):
+        pl.tissue(slide, crop=(50, 20, 40, 80))
+
+
+def bar_px(ax: plt.Axes) -> list[float]:
+    """Lengths in the coordinates of the axes, as they are drawn."""
+    ax.figure.canvas.draw()
+    bars = [artist.size_bar.get_children()[0] for artist in ax.artists if isinstance(artist, AnchoredSizeBar)]
+    return [bar.get_width() for bar in bars]
+
+
+def test_scale_bars_are_as_long_as_they_say(slide: sd.SpatialData) -> None:
+    assert bar_px(pl.tissue(slide)) == [20 / MPP]
+    asked = pl.tissue(slide, scalebar=35)
+    assert scale_bars(asked) == ["35 µm"] and bar_px(asked) == [35 / MPP]
+    assert scale_bars(pl.expression(slide, "A", scalebar=1500)[0]) == ["1.5 mm"]
+    assert scale_bars(pl.tissue(slide, scalebar=0)) == []
+
+
+def test_a_scale_bar_of_unknown_length_is_refused(slide: sd.SpatialData) -> None:
+    picture = Image2DModel.parse(slide["he"].to_numpy(), dims=("c", "y", "x"))
+    labels = Labels2DModel.parse(np.ones((192, 320), np.uint8), dims=("y", "x"))
+    bare = sd.SpatialData.init_from_elements({"he": picture, "he_tissue": labels})
+    with pytest.raises(ValueError, match=r"pixel size of image 'he', so scalebar=50 has no length: run .*mpp="):
+        pl.tissue(bare, scalebar=50)
+    pl.tissue(bare, scalebar=0)
+
+
+def test_figures_are_saved(slide: sd.SpatialData, tmp_path: Path) -> None:
+    slide["predicted_trust"] = trust(np.s_[:0])
+    for name, draw in {
+        "expression": lambda path: pl.expression(slide, "A", save=path),
+        "tissue": lambda path: pl.tissue(slide, save=path),
+        "trust": lambda path: pl.trust(slide, save=path),
+    }.items():
+        draw(tmp_path / f"{name}.png")
+        assert plt.imread(tmp_path / f"{name}.png").std() > 0
+
+
+def test_trust_is_drawn_over_the_image_in_grey(slide: sd.SpatialData) -> None:
+    slide["predicted_trust"] = trust(np.s_[4:8, 10:])
+    pink_image(slide)
+    ax = pl.trust(slide)
+    image, shown = ax.images
+    assert (np.asarray(image.get_array()) == GREY).all()
+    np.testing.assert_array_equal(shown.get_array(), slide["predicted_trust"].to_numpy()[0])
+    assert shown.get_clim() == (0, 1) and shown.get_extent() == [0, COLUMNS * FACTOR, ROWS * FACTOR, 0]
+    (bar,) = set(ax.figure.axes) - {ax}
+    assert bar.get_ylabel() == "trust: how familiar the H&E is" and bar.get_ylim() == (0, 1)
+    # Not predicted: only the image.
+    ax.figure.canvas.draw()
+    assert pl.trust(slide, crop=CROP).images[1].get_array().shape == (4, 6)
+
+
+def test_trust_that_is_not_there(slide: sd.SpatialData) -> None:
+    with pytest.raises(
+        KeyError, match=r"No 'mine_trust' among the images \['denoised_map', 'he', 'predicted_map'\]: run"
+    ):
+        pl.trust(slide, "mine")
+    with pytest.raises(KeyError, match="No 'other' among the images"):
+        pl.trust(slide, image_key="other")
+
+
+def test_pyramids_are_read_at_the_level_that_suffices(slide: sd.SpatialData, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pixel2gene.pl._raster.LONGEST", 80)
+    slide["he"] = Image2DModel.parse(
+        slide["he"].to_numpy(), dims=("c", "y", "x"), scale_factors=[2, 2], transformations=transforms()
+    )
+    full = slide["he"]["scale0"]["image"]
+    meta = np.empty((0, 0, 0), np.uint8)
+    full.data = da.map_blocks(lambda _: pytest.fail("read at full resolution"), full.data, meta=meta)
+    assert pl.tissue(slide).images[0].get_array().shape == (48, 80, 3)
+
+
+@given(
+    size=st.tuples(st.integers(1, 40), st.integers(1, 40)),
+    window=st.tuples(*[st.floats(0, 300)] * 2, *[st.floats(8, 200)] * 2),
+    longest=st.integers(1, 60),
+    shift=st.floats(-20, 20),
+)
+def test_what_is_cut_out_lies_where_it_was(
+    size: tuple[int, int], window: tuple[float, ...], longest: int, shift: float
+) -> None:
+    """Every pixel holds a value of the original within its own area, and together they hold the window."""
+    rows, columns = size
+    y, x = np.indices(size)
+    values = xr.DataArray((y * columns + x)[None], dims=("c", "y", "x"))
+    matrix = np.array([[8.0, 0, shift], [0, 8.0, -shift], [0, 0, 1]])
+    left, top, width, height = window
+    shown = left, left + width, top + height, top
+    part, to_image = cut(values, matrix, shown, longest)
+    row, column = np.divmod(part.to_numpy()[0], columns)
+    i, j = np.indices(row.shape)
+    corner = np.stack([j, i, np.ones_like(i)], -1) @ to_image.T
+    step = to_image[0, 0] / 8
+    assert (np.abs(8 * (column + 0.5) + shift - corner[..., 0] - to_image[0, 0] / 2) <= 4 * step + 1e-6).all()
+    assert (np.abs(8 * (row + 0.5) - shift - corner[..., 1] - to_image[1, 1] / 2) <= 4 * step + 1e-6).all()
+    (x0, x1, y1, y0) = place_of(to_image, row.shape)
+    assert x0 <= max(left, shift) + 1e-3 or columns * 8 + shift < left
+    assert x1 >= min(left + width, columns * 8 + shift) - 8 * step - 1e-3
+    assert y0 <= max(top, -shift) + 1e-3 or rows * 8 - shift < top
+    assert y1 >= min(top + height, rows * 8 - shift) - 8 * step - 1e-3
+    assert max(row.shape) < 2 * longest + 2
+
+
+def embedding_of(slide: sd.SpatialData, values: np.ndarray) -> None:
+    slide["he_embedding"] = Image2DModel.parse(
+        values.astype(np.float16), dims=("c", "y", "x"), transformations=transforms(FACTOR)
+    )
+    slide.attrs["pixel2gene"] = {"he_embedding": {"verb": "embed", "image_key": "he", "mpp": MPP}}
+
+
+def three_patterns() -> np.ndarray:
+    """Twelve channels that are mixtures of three patterns, of ever lower variance."""
+    rng = np.random.default_rng(0)
+    patterns = rng.uniform(-1, 1, (3, ROWS, COLUMNS)) * np.array([4, 2, 1])[:, None, None]
+    mixing = np.linalg.qr(rng.normal(size=(12, 3)))[0]
+    values = np.einsum("kp,pyx->kyx", mixing, patterns) + 5
+    values[:, :, 0] = 0
+    return values
+
+
+def test_colours_of_the_embedding_are_its_principal_components(slide: sd.SpatialData) -> None:
+    values = three_patterns()
+    embedding_of(slide, values)
+    ax = pl.embedding(slide)
+    colours = np.asarray(ax.images[1].get_array())
+    assert colours.shape == (ROWS, COLUMNS, 4)
+    assert (colours[:, 0, 3] == 0).all() and (colours[:, 1:, 3] == 1).all()
+    flat = values[:, :, 1:].reshape(12, -1).T.astype(np.float16)
+    reference = PCA(3).fit_transform(StandardScaler().fit_transform(flat.astype(np.float64)))
+    for channel in range(3):
+        r = spearmanr(colours[:, 1:, channel].ravel(), reference[:, channel])[0]
+        assert abs(r) > 0.999
+    assert ax.images[1].get_extent() == [0, COLUMNS * FACTOR, ROWS * FACTOR, 0]
+
+
+def test_crops_of_the_embedding_have_the_colours_of_the_whole(slide: sd.SpatialData) -> None:
+    embedding_of(slide, three_patterns())
+    whole, part = (np.asarray(pl.embedding(slide, crop=crop).images[1].get_array()) for crop in (None, CROP))
+    np.testing.assert_allclose(part, whole[2:6, 10:16], atol=1e-6)
+
+
+def test_an_embedding_without_tissue(slide: sd.SpatialData) -> None:
+    embedding_of(slide, np.zeros((12, ROWS, COLUMNS)))
+    with pytest.raises(ValueError, match="'he_embedding' has no tissue to draw"):
+        pl.embedding(slide)
+    with pytest.raises(KeyError, match=r"No 'mine' written by pixel2gene.tl.embed; it wrote \['he_embedding'\]"):
+        pl.embedding(slide, embedding_key="mine")

@@ -1,16 +1,19 @@
 from __future__ import annotations
 
+import os
+
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.patches import Circle, Ellipse
 
 from pixel2gene.core.alignment import Alignment
+from pixel2gene.pl._raster import save_figure
 
 _MARK = "#d62728"
 _NONE = "#00a0d0"  # seen on black and on white
 
 
-def alignment(found: Alignment, *, ax: Axes | None = None) -> Axes:
+def alignment(found: Alignment, *, ax: Axes | None = None, save: str | os.PathLike[str] | None = None) -> Axes:
     """Draw the correlation of counts with the H&E over the shifts by which they could lie off.
 
     The dashed circle is half a bin around no shift: with its peak inside, counts are aligned. The peak is drawn with
@@ -22,6 +25,8 @@ def alignment(found: Alignment, *, ax: Axes | None = None) -> Axes:
         From :func:`pixel2gene.tl.check_alignment`.
     ax
         Axes to draw on; new ones by default.
+    save
+        File to write the figure to.
 
     Returns
     -------
@@ -42,4 +47,5 @@ def alignment(found: Alignment, *, ax: Axes | None = None) -> Axes:
     ax.set(xlim=ends, ylim=ends[::-1], title=verdict)
     ax.set(xlabel="counts lie to the right by (µm)", ylabel="counts lie below by (µm)")
     ax.figure.colorbar(picture, ax=ax, label="correlation with the H&E")
+    save_figure(ax, save)
     return ax

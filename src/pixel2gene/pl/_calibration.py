@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
@@ -8,11 +10,13 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import BoundaryNorm, ListedColormap
 
+from pixel2gene.pl._raster import save_figure
+
 _COLOURS = "viridis"
 _BRIGHTEST = 0.92  # beyond, yellow is hard to see on white
 
 
-def calibration(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
+def calibration(table: pd.DataFrame, *, ax: Axes | None = None, save: str | os.PathLike[str] | None = None) -> Axes:
     """Draw how often counts lie in their central interval, against how often they should.
 
     One line per decile of expression, from the genes of fewest counts (dark) to those of most (light). On the diagonal
@@ -24,6 +28,8 @@ def calibration(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
         From :func:`pixel2gene.tl.calibration`.
     ax
         Axes to draw on; new ones by default.
+    save
+        File to write the figure to.
 
     Returns
     -------
@@ -56,4 +62,5 @@ def calibration(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     bar = ax.figure.colorbar(key, ax=ax, ticks=range(len(deciles)), label="decile of genes (counts per unit)")
     bar.ax.set_yticklabels(labels)
     bar.ax.tick_params(which="both", length=0)
+    save_figure(ax, save)
     return ax

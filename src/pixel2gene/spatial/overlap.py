@@ -61,10 +61,10 @@ def overlap(element: Any, ids: ArrayLike, matrix: Floats, shape: tuple[int, int]
         return label_overlap(raster_levels(element)[0].data, np.asarray(ids), matrix, shape)
     if isinstance(element, dd.DataFrame):
         points = element[["x", "y"]].compute()
-        return point_overlap(points.to_numpy(float)[_positions(points.index, ids)], matrix, shape)
+        return point_overlap(points.to_numpy(float)[positions_of(points.index, ids)], matrix, shape)
     if not isinstance(element, gpd.GeoDataFrame):
         raise ValueError(f"Shapes, labels or points expected, but got a {type(element).__name__}.")
-    positions = _positions(element.index, ids)
+    positions = positions_of(element.index, ids)
     shapes = element.iloc[positions]
     geometries = shapes.geometry.to_numpy()
     kinds = set(shapes.geom_type)
@@ -218,7 +218,8 @@ class _Edges(NamedTuple):
     unit: Ints
 
 
-def _positions(index: pd.Index[Any], ids: ArrayLike) -> NDArray[np.intp]:
+def positions_of(index: pd.Index[Any], ids: ArrayLike) -> NDArray[np.intp]:
+    """(n,) positions of ids in an index; a ValueError or KeyError says what stands in the way."""
     if not index.is_unique:
         raise ValueError(
             f"The index of the element has {index.duplicated().sum()} duplicates, so ids do not name one unit each; "

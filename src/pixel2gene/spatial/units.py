@@ -130,7 +130,7 @@ def table_overlap(sdata: SpatialData, key: str, image_key: str, grid: Grid, *, s
     """
     to_grid = grid.from_pixels @ (np.eye(3)[[1, 0, 2]] if swapped else np.eye(3))
     rows, matrices = [], []
-    for region, positions, ids in _regions(get_table(sdata, key), key):
+    for region, positions, ids in annotated(get_table(sdata, key), key):
         element = get_element(sdata, region, "shapes", "labels", "points")
         matrices.append(overlap(element, ids, to_grid @ affine(sdata, region, image_key), grid.shape))
         rows.append(positions)
@@ -223,8 +223,8 @@ def _layers(table: ad.AnnData) -> list[str]:
     return sorted(name for name in table.layers.keys() if name is not None)
 
 
-def _regions(table: ad.AnnData, key: str) -> Iterator[tuple[str, NDArray[np.intp], NDArray[Any]]]:
-    """Each annotated element with the rows that annotate it and their instance ids."""
+def annotated(table: ad.AnnData, key: str) -> Iterator[tuple[str, NDArray[np.intp], NDArray[Any]]]:
+    """Each element that a table annotates, with the positions of the rows that do and their instance ids."""
     if "spatialdata_attrs" not in table.uns:
         raise ValueError(
             f"Table {key!r} annotates no element: link it to the bins, spots or cells with TableModel.parse(region=, "
