@@ -12,7 +12,7 @@ from pixel2gene.spatial.embedded import SMALLEST_SD, open_embedding
 from pixel2gene.spatial.geometry import affine
 
 _SAMPLE = 10_000  # superpixels that the components are found on
-_LONGEST = 600  # superpixels of the longer side that are drawn: each has hundreds of channels
+_LONGEST = 400  # superpixels of the longer side that are drawn: each has hundreds of channels
 _ENDS = (1, 99)  # percentiles that are black and full colour
 
 
@@ -79,12 +79,13 @@ class _Colours:
     """From embeddings to colours, by the principal components of a sample."""
 
     def __init__(self, values: NDArray[np.float16], key: str) -> None:
-        tissue = values[:, (values != 0).any(axis=0)].T
-        if len(tissue) == 0:
+        row, column = np.nonzero(_tissue(values))
+        if len(row) == 0:
             raise ValueError(f"Embedding {key!r} has no tissue to draw: all of it is 0.")
-        some = tissue[np.linspace(0, len(tissue) - 1, min(len(tissue), _SAMPLE)).astype(int)].astype(np.float32)
-        self.mean, sd = some.mean(axis=0), some.std(axis=0).clip(SMALLEST_SD)
-        standard = (some - self.mean) / sd
+        some = np.linspace(0, len(row) - 1, min(len(row), _SAMPLE)).astype(int)
+        sample = values[:, row[some], column[some]].T.astype(np.float32)
+        self.mean, sd = sample.mean(axis=0), sample.std(axis=0).clip(SMALLEST_SD)
+        standard = (sample - self.mean) / sd
         _, axes = np.linalg.eigh(standard.T @ standard)
         axes = axes[:, :-4:-1]
         # The sign of a component is arbitrary: its largest weight is positive, so that it is the same in every run.
@@ -94,10 +95,23 @@ class _Colours:
 
     def __call__(self, values: NDArray[np.float16]) -> NDArray[np.float32]:
         """(channels, rows, columns) to (rows, columns, 4), transparent outside the tissue."""
-        tissue = (values != 0).any(axis=0)
-        score = (values[:, tissue].T.astype(np.float32) - self.mean) @ self.weights
-        colours = np.zeros((*tissue.shape, 4), np.float32)
-        span = np.maximum(self.high - self.low, SMALLEST_SD)
-        colours[tissue, : score.shape[1]] = ((score - self.low) / span).clip(0, 1)
-        colours[tissue, 3] = 1
+        _, rows, columns = values.shape
+        # Row by row, because single precision takes twice the memory.
+        score = np.stack([self.weights.T @ values[:, row].astype(np.float32) for row in range(rows)], axis=1)
+        score -= (self.mean @ self.weights)[:, None, None]
+        low, high = self.low[:, None, None], np.maximum(self.high, self.low + SMALLEST_SD)[:, None, None]
+        colours = np.zeros((rows, columns, 4), np.float32)
+        colours[..., : len(score)] = ((score - low) / (high - low)).clip(0, 1).transpose(1, 2, 0)
+        colours[..., 3] = _tissue(values)
         return colours
+
+
+def _tissue(values: NDArray[np.float16]) -> NDArray[np.bool_]:
+    """(rows, columns) where any channel is not 0."""
+    tissue = values[0] != 0
+    for channel in values[1:]:
+        # Of most superpixels the first channels tell.
+        if tissue.all():
+            break
+        tissue |= channel != 0
+    return tissue
