@@ -569,3 +569,44 @@ def test_an_embedding_without_tissue(slide: sd.SpatialData) -> None:
         pl.embedding(slide)
     with pytest.raises(KeyError, match=r"No 'mine' written by pixel2gene.tl.embed; it wrote \['he_embedding'\]"):
         pl.embedding(slide, embedding_key="mine")
+
+
+@pytest.mark.parametrize("per_side", [1, 2])
+def test_many_units_are_drawn_as_few_are(slide: sd.SpatialData, monkeypatch: pytest.MonkeyPatch, per_side: int) -> None:
+    """By their middle and area alone, bins on superpixels or smaller have the same sums."""
+    side = FACTOR / per_side
+    y, x = (axis.ravel() * side for axis in np.indices((ROWS * per_side, COLUMNS * per_side)))
+    bins = gpd.GeoDataFrame(geometry=shapely.box(x, y, x + side, y + side))
+    counts = np.random.default_rng(0).poisson(2, (len(bins), 2))
+    slide["units"] = ShapesModel.parse(bins, transformations=transforms())
+    del slide["counts"]
+    slide["counts"] = table_on(bins, counts)
+    exact = np.asarray(pl.expression(slide, "A")[1].images[0].get_array())
+    monkeypatch.setattr("pixel2gene.pl._units.MANY", 10)
+    found = np.asarray(pl.expression(slide, "A")[1].images[0].get_array())
+    sums = counts[:, 0].reshape(ROWS, per_side, COLUMNS, per_side).sum(axis=(1, 3))
+    np.testing.assert_allclose(exact, sums, rtol=1e-5)
+    np.testing.assert_allclose(found, sums, rtol=1e-5)
+
+
+def test_counts_of_large_labels(slide: sd.SpatialData, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cells of 24 x 16 px as labels, read thinned: counts by area, where they are."""
+    y, x = np.indices((ROWS * FACTOR, COLUMNS * FACTOR))
+    cells = np.where(x < 240, y // 16 * 10 + x // 24 + 1, 0)
+    slide["cells"] = Labels2DModel.parse(cells, dims=("y", "x"), transformations=transforms())
+    del slide["counts"]
+    ids = np.unique(cells[cells > 0])
+    table = AnnData(np.stack([ids, ids], axis=1).astype(np.float32))
+    table.var_names = GENES
+    table.obs["region"], table.obs["instance_id"] = pd.Categorical(["cells"] * len(ids)), ids
+    slide["counts"] = TableModel.parse(table, region=["cells"], region_key="region", instance_key="instance_id")
+    exact = np.asarray(pl.expression(slide, "A")[1].images[0].get_array())
+    monkeypatch.setattr("pixel2gene.pl._units.MANY_PIXELS", 10)
+    found = np.asarray(pl.expression(slide, "A")[1].images[0].get_array())
+    np.testing.assert_array_equal(np.isnan(found), np.isnan(exact))
+    inside = np.isfinite(exact)
+    assert inside.mean() == pytest.approx(0.75)
+    # A cell of few pixels is some of them too small or too large.
+    assert exact[inside].sum() == pytest.approx(ids.sum(), rel=1e-5)
+    assert found[inside].sum() == pytest.approx(ids.sum(), rel=0.02)
+    np.testing.assert_allclose(found[inside], exact[inside], rtol=0.12)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import geopandas as gpd
@@ -26,7 +27,8 @@ _MARGIN = 16  # superpixels: no unit but a region of interest is larger
 _DIAGONAL = np.sqrt(np.pi / 2)  # of a square, by the radius of a circle of its area
 
 type _Ids = NDArray[Any]
-type _Sums = tuple[NDArray[np.float64], NDArray[np.float64]]
+# From (units,) counts to (rows, columns) sums.
+type _Spread = Callable[[NDArray[np.floating]], NDArray[np.float64]]
 
 
 def unit_rasters(
@@ -63,77 +65,93 @@ def _positions_at(
     return np.where((ids[found] == values) & (values != 0), found, -1), matrix
 
 
-def density(
-    sdata: SpatialData, table_key: str, counts: NDArray[np.floating], image_key: str, grid: Grid, window: Window
-) -> tuple[NDArray[np.float32], Matrix]:
-    """(rows, columns) counts per superpixel of a window, NaN where nothing was measured.
+class Densities:
+    """Lays units of a table over the superpixels of a window once, for the counts of any gene.
 
-    And the matrix from superpixels to pixels of the image.
+    Attributes
+    ----------
+    matrix
+        From superpixels of the window to pixels of the image.
     """
-    left, right, bottom, top = (edge / grid.factor for edge in window)
-    row, column = int(top + 1e-6), int(left + 1e-6)
-    # The margin holds what reaches beyond the window, so that every unit has its whole area.
-    shape = (int(np.ceil(bottom - 1e-6)) - row + 2 * _MARGIN, int(np.ceil(right - 1e-6)) - column + 2 * _MARGIN)
-    inward = scaled(1.0, _MARGIN - column, _MARGIN - row)
-    total, covered = np.zeros(shape), np.zeros(shape)
-    for region, positions, ids in annotated(sdata.tables[table_key], table_key):
-        get_element(sdata, region, "shapes", "labels")
-        matrix = inward @ grid.from_pixels @ affine(sdata, region, image_key)
-        of_region = _of_labels if region in sdata.labels else _of_shapes
-        sums, areas = of_region(sdata, region, ids, counts[positions], matrix, shape)
-        total += sums
-        covered += areas
-    mean = np.divide(total, covered, out=np.full(shape, np.nan), where=covered > 0)
-    inner = mean[_MARGIN:-_MARGIN, _MARGIN:-_MARGIN].astype(np.float32)
-    return inner, scaled(grid.factor) @ scaled(1.0, column, row)
+
+    def __init__(self, sdata: SpatialData, table_key: str, image_key: str, grid: Grid, window: Window) -> None:
+        left, right, bottom, top = (edge / grid.factor for edge in window)
+        row, column = int(top + 1e-6), int(left + 1e-6)
+        # The margin holds what reaches beyond the window, so that every unit has its whole area.
+        self._shape = (
+            int(np.ceil(bottom - 1e-6)) - row + 2 * _MARGIN,
+            int(np.ceil(right - 1e-6)) - column + 2 * _MARGIN,
+        )
+        self.matrix = scaled(grid.factor) @ scaled(1.0, column, row)
+        self._spread: list[tuple[NDArray[np.intp], _Spread]] = []
+        self._covered = np.zeros(self._shape)
+        for region, positions, ids in annotated(sdata.tables[table_key], table_key):
+            element = get_element(sdata, region, "shapes", "labels")
+            matrix = scaled(1.0, _MARGIN - column, _MARGIN - row) @ grid.from_pixels @ affine(sdata, region, image_key)
+            of_region = _of_labels if region in sdata.labels else _of_shapes
+            spread, covered = of_region(element, ids, matrix, self._shape)
+            self._spread.append((positions, spread))
+            self._covered += covered
+
+    def of(self, counts: NDArray[np.floating]) -> NDArray[np.float32]:
+        """(rows, columns) counts per superpixel of (units,) counts, NaN where nothing was measured."""
+        total = sum(spread(counts[positions]) for positions, spread in self._spread)
+        missing = np.full(self._shape, np.nan)
+        mean = np.divide(total, self._covered, out=missing, where=self._covered > 0)
+        return mean[_MARGIN:-_MARGIN, _MARGIN:-_MARGIN].astype(np.float32)
 
 
 def _of_shapes(
-    sdata: SpatialData, key: str, ids: _Ids, counts: NDArray[np.floating], matrix: Matrix, shape: tuple[int, int]
-) -> _Sums:
-    """Sum of the densities in each superpixel, weighted by the area that they have in it, and that area."""
-    shapes = sdata.shapes[key]
-    x, y, sizes = _middles(shapes, positions_of(shapes.index, ids), matrix)
+    shapes: gpd.GeoDataFrame, ids: _Ids, matrix: Matrix, shape: tuple[int, int]
+) -> tuple[_Spread, NDArray[np.float64]]:
+    """From counts to their sum in each superpixel, weighted by the area that units have in it; and that area."""
+    x, y, area = _middles(shapes, positions_of(shapes.index, ids), matrix)
     near = np.flatnonzero(_inside(x, y, shape))
     if len(near) <= MANY:
-        return _weighted(shapes, ids[near], counts[near], matrix, shape)
-    area: NDArray[np.float64] = sizes[near]
-    cell, nearest = _nearest(x[near], y[near], area, shape)
+        return _weighted(shapes, ids, near, matrix, shape)
+    cell, nearest = _nearest(x[near], y[near], area[near], shape)
     size = shape[0] * shape[1]
-    sums, areas = (np.bincount(cell, values, size) for values in (counts[near], area))
-    mean = np.divide(sums, areas, out=np.zeros(size), where=areas > 0)
-    return np.where(nearest >= 0, mean[nearest], 0.0), (nearest >= 0).astype(np.float64)
+    areas = np.bincount(cell, area[near], size)
+
+    def spread(counts: NDArray[np.floating]) -> NDArray[np.float64]:
+        sums = np.bincount(cell, counts[near], size)
+        mean = np.divide(sums, areas, out=np.zeros(size), where=areas > 0)
+        return np.where(nearest >= 0, mean[nearest], 0.0)
+
+    return spread, (nearest >= 0).astype(np.float64)
 
 
-def _of_labels(
-    sdata: SpatialData, key: str, ids: _Ids, counts: NDArray[np.floating], matrix: Matrix, shape: tuple[int, int]
-) -> _Sums:
-    full = raster_levels(sdata.labels[key])[0]
-    if full.size <= MANY_PIXELS:
-        return _weighted(sdata.labels[key], ids, counts, matrix, shape)
+def _of_labels(labels: Any, ids: _Ids, matrix: Matrix, shape: tuple[int, int]) -> tuple[_Spread, NDArray[np.float64]]:
+    if raster_levels(labels)[0].size <= MANY_PIXELS:
+        return _weighted(labels, ids, np.arange(len(ids)), matrix, shape)
     # Twice as fine as superpixels, so that each has pixels in it.
     whole = (0.0, float(shape[1]), float(shape[0]), 0.0)
-    found, to_cells = _positions_at(sdata.labels[key], ids, matrix, whole, 2 * max(shape))
+    found, to_cells = _positions_at(labels, ids, matrix, whole, 2 * max(shape))
     row, column = np.nonzero(found >= 0)
     unit = found[row, column]
     pixel = abs(np.linalg.det(to_cells[:2, :2]))
-    each = counts / np.maximum(np.bincount(unit, minlength=len(ids)) * pixel, pixel)
+    area = np.maximum(np.bincount(unit, minlength=len(ids)), 1) * pixel
     x, y, _ = to_cells @ np.stack([column + 0.5, row + 0.5, np.ones(len(row))])
     within = _inside(x, y, shape)
-    cell = (y[within].astype(int), x[within].astype(int))
-    flat = np.ravel_multi_index(cell, shape)
-    sums, areas = (
-        np.bincount(flat, values, shape[0] * shape[1]).reshape(shape)
-        for values in (each[unit[within]] * pixel, np.full(len(flat), pixel))
-    )
-    return sums, areas
+    unit, cell = unit[within], y[within].astype(np.intp) * shape[1] + x[within].astype(np.intp)
+
+    def spread(counts: NDArray[np.floating]) -> NDArray[np.float64]:
+        return np.bincount(cell, (counts / area)[unit] * pixel, shape[0] * shape[1]).reshape(shape)
+
+    return spread, np.bincount(cell, minlength=shape[0] * shape[1]).reshape(shape) * pixel
 
 
-def _weighted(element: Any, ids: _Ids, counts: NDArray[np.floating], matrix: Matrix, shape: tuple[int, int]) -> _Sums:
-    weights = overlap(element, ids, matrix, shape)
+def _weighted(
+    element: Any, ids: _Ids, chosen: NDArray[np.intp], matrix: Matrix, shape: tuple[int, int]
+) -> tuple[_Spread, NDArray[np.float64]]:
+    weights = overlap(element, ids[chosen], matrix, shape)
     area: NDArray[np.float32] = weights.sum(axis=1)
-    each = np.divide(counts, area, out=np.zeros(len(area)), where=area > 0)
-    return (weights.T @ each).reshape(shape), weights.sum(axis=0).reshape(shape)
+
+    def spread(counts: NDArray[np.floating]) -> NDArray[np.float64]:
+        each = np.divide(counts[chosen], area, out=np.zeros(len(area)), where=area > 0)
+        return np.asarray(weights.T @ each, np.float64).reshape(shape)
+
+    return spread, np.asarray(weights.sum(axis=0), np.float64).reshape(shape)
 
 
 def _shape_positions(
