@@ -24,6 +24,7 @@ def test_demo_writes_store_model_and_figure(tmp_path: Path) -> None:
     assert {"predicted", "denoised", "held_back"} <= set(read_zarr(tmp_path / "pixel2gene-demo.zarr").tables)
     assert p2g.Model.load(tmp_path / "pixel2gene-demo.p2g").genes
     assert (tmp_path / "pixel2gene-demo.png").stat().st_size > 10_000
+    assert "All 30 genes of the model" in " ".join((tmp_path / "pixel2gene-demo.html").read_text("utf-8").split())
 
 
 @pytest.fixture
@@ -38,7 +39,18 @@ def store(embedded: SpatialData, tmp_path: Path) -> Path:
 @pytest.mark.usefixtures("short_default")
 def test_run_leaves_the_input_alone_and_resumes(store: Path, tmp_path: Path) -> None:
     before = {path: path.read_bytes() for path in store.rglob("*") if path.is_file()}
-    arguments = ["run", str(store), "--out", str(tmp_path / "out.zarr"), "--gene", "{}", "--gene", "{}"]
+    arguments = [
+        "run",
+        str(store),
+        "--out",
+        str(tmp_path / "out.zarr"),
+        "--report-gene",
+        "nope",
+        "--gene",
+        "{}",
+        "--gene",
+        "{}",
+    ]
     genes = read_zarr(store)["counts"].var_names[:2].tolist()
     arguments[-3], arguments[-1] = genes
     result = runner.invoke(app, arguments)
@@ -46,12 +58,15 @@ def test_run_leaves_the_input_alone_and_resumes(store: Path, tmp_path: Path) -> 
     assert {path: path.read_bytes() for path in store.rglob("*") if path.is_file()} == before
     assert list(read_zarr(tmp_path / "out.zarr")["predicted"].var_names) == genes
     assert set(pd.read_csv(tmp_path / "out.scores.csv")["gene"]) == set(genes)
+    page = (tmp_path / "out.html").read_text("utf-8")
+    assert "<title>out " in page and "nope." in page
 
     again = runner.invoke(app, [*arguments, "--json"])
     assert again.exit_code == 0, again.output
     assert "Embed the H&E" in result.stderr
     assert "Embed the H&E" not in again.output
-    assert json.loads(again.stdout)["scores"] == str(tmp_path / "out.scores.csv")
+    written = json.loads(again.stdout)
+    assert (written["scores"], written["report"]) == (str(tmp_path / "out.scores.csv"), str(tmp_path / "out.html"))
 
 
 @pytest.mark.parametrize(

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pixel2gene.cli.report import say
-from pixel2gene.cli.run import analyse, figure
+from pixel2gene.cli.run import analyse, figure, report
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
 
 
 def demo(
-    folder: Annotated[Path, typer.Option(help="Where to write pixel2gene-demo.zarr, .p2g and .png.")] = Path(),
+    folder: Annotated[Path, typer.Option(help="Where to write pixel2gene-demo.zarr, .p2g, .png and .html.")] = Path(),
     side: Annotated[int, typer.Option(help="Height and width of the simulated H&E in pixels of 0.5 µm.")] = 1536,
     genes: Annotated[int, typer.Option(help="Genes of the panel.")] = 150,
     seed: int = 0,
@@ -31,6 +31,7 @@ def demo(
     model = analyse(sdata, "he", "counts", seed=seed)
     model.save(store.with_suffix(".p2g"), overwrite=True)
     figure(sdata, model, "he", "counts", store.with_suffix(".png"))
+    report(sdata, model, "he", "counts", store.with_suffix(".html"), [])
 
     filled = p2g.tl.evaluate(sdata, model, table_key="held_back")
     typer.echo(
@@ -41,7 +42,7 @@ def demo(
         f"unmeasured half   predicted             {filled['pearson_counts'].mean():.3f}        "
         f"{_agreement(sdata, 'predicted', unmeasured=True):.3f}\n"
     )
-    say(f"Wrote {store}, {store.with_suffix('.p2g').name} and {store.with_suffix('.png').name}")
+    say(f"Wrote {store}, {', '.join(store.with_suffix(kind).name for kind in ('.p2g', '.png', '.html'))}")
 
 
 def _hold_back_right_half(sdata: SpatialData) -> None:

@@ -32,10 +32,17 @@ def run(
     max_memory: Annotated[
         float | None, typer.Option(help="GB that the results may take the process to; all that is free by default.")
     ] = None,
+    report_genes: Annotated[
+        list[str] | None,
+        typer.Option("--report-genes", "--report-gene", help="Gene that the report shows besides the best."),
+    ] = None,
     as_json: options.Json = False,
 ) -> None:
-    """Fit, fill and denoise a slide. What an interrupted run has finished in OUT is not done again."""
-    written = {kind: out.with_suffix(f".{kind}") for kind in ("p2g", "scores.csv", "png")}
+    """Fit, fill and denoise a slide, and report on it in one HTML page.
+
+    What an interrupted run has finished in OUT is not done again.
+    """
+    written = {kind: out.with_suffix(f".{kind}") for kind in ("p2g", "scores.csv", "png", "html")}
     with user_errors():
         sdata = open_store(store, out)
         embedding: dict[str, Any] = {"encoder": encoder, "tissue_key": tissue_key, "mpp": mpp, "force": force}
@@ -46,9 +53,10 @@ def run(
         model.save(written["p2g"], overwrite=True)
         model.scores.to_csv(written["scores.csv"])
         figure(sdata, model, image_key, table_key, written["png"])
+        report(sdata, model, image_key, table_key, written["html"], report_genes or [])
     say(f"{model}\nWrote {out}, {', '.join(path.name for path in written.values())}")
     if as_json:
-        files = zip(("model", "scores", "figure"), written.values(), strict=True)
+        files = zip(("model", "scores", "figure", "report"), written.values(), strict=True)
         show({"store": out, **dict(files), "genes": len(model.genes), "mean": model.scores.mean()}, as_json)
     else:
         typer.echo(model.scores.sort_values("pearson", ascending=False).head(10).round(3).to_string())
@@ -103,6 +111,13 @@ def figure(sdata: SpatialData, model: Model, image: str, table: str, path: Path)
     import pixel2gene as p2g
 
     best = str(model.scores["deviance_explained"].idxmax())
-    axes = p2g.pl.expression(sdata, best, image_key=image, measured=table)
-    axes[0].figure.savefig(path, dpi=120, bbox_inches="tight")
+    axes = p2g.pl.expression(sdata, best, image_key=image, measured=table, save=path)
     plt.close(axes[0].figure)
+
+
+def report(sdata: SpatialData, model: Model, image: str, table: str, path: Path, genes: list[str]) -> None:
+    """Write the page on a slide."""
+    from pixel2gene.report import write_report
+
+    say("Report")
+    write_report(sdata, model, path, name=path.stem, image_key=image, table_key=table, genes=genes)
