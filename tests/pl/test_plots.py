@@ -21,7 +21,7 @@ from scipy import sparse
 from scipy.stats import spearmanr
 from sklearn.decomposition import PCA
 from sklearn.preprocessing import StandardScaler
-from spatialdata.models import Image2DModel, Labels2DModel, ShapesModel, TableModel
+from spatialdata.models import Image2DModel, Labels2DModel, PointsModel, ShapesModel, TableModel
 from spatialdata.transformations import Affine, Identity, Scale, Sequence
 
 from pixel2gene import pl
@@ -301,6 +301,34 @@ def test_unknown_keys(slide: sd.SpatialData) -> None:
         pl.expression(slide, "A", image_key="other")
     with pytest.raises(KeyError, match="No table 'x'.*tables.*counts.*images.*denoised_map"):
         pl.expression(slide, "A", measured="x", denoised="y", predicted="z")
+
+
+def test_counts_of_a_layer(slide: sd.SpatialData) -> None:
+    slide["counts"].layers["raw"] = slide["counts"].X * 3
+    shown = np.asarray(pl.expression(slide, "A", layer="raw")[1].images[0].get_array())
+    assert shown[BRIGHT] == pytest.approx(12)
+    slide["counts"].X = None
+    np.testing.assert_array_equal(pl.expression(slide, "A", layer="raw")[1].images[0].get_array(), shown)
+    with pytest.raises(KeyError, match=r"No layer 'nope' in table 'counts'; there are \['raw'\]"):
+        pl.expression(slide, "A", layer="nope")
+
+
+def test_transcripts_are_counted_per_superpixel(slide: sd.SpatialData) -> None:
+    rng = np.random.default_rng(0)
+    points = pd.DataFrame({"x": rng.uniform(0, 160, 3000), "y": rng.uniform(0, ROWS * FACTOR, 3000)})
+    points["gene"] = pd.Categorical(np.where(rng.random(3000) < 0.3, "A", "B"))
+    slide["transcripts"] = PointsModel.parse(points, feature_key="gene", transformations=transforms())
+    axes = pl.expression(slide, "A", measured="transcripts")
+    assert titles(axes) == ["H&E", "A, measured", "A, denoised", "A, predicted"]
+    shown = np.ma.filled(axes[1].images[0].get_array().astype(float), np.nan)
+    assert np.isnan(shown[:, 10:]).all()
+    chosen = points[points["gene"] == "A"]
+    expected, *_ = np.histogram2d(chosen["y"] / FACTOR, chosen["x"] / FACTOR, bins=(range(ROWS + 1), range(11)))
+    np.testing.assert_array_equal(shown[:, :10], expected)
+    part = pl.expression(slide, "A", measured="transcripts", crop=(32, 32, 96, 64))[1].images[0]
+    np.testing.assert_array_equal(part.get_array(), expected[2:4, 2:6])
+    with pytest.raises(KeyError, match=r"No gene 'C'; there are 2, such as \['A', 'B'\]"):
+        pl.expression(slide, "C", measured="transcripts")
 
 
 def test_table_without_a_place(slide: sd.SpatialData) -> None:

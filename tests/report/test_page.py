@@ -158,14 +158,16 @@ def test_genes_left_out_are_told(finished: SpatialData, fitted_once: p2g.Model, 
 
 
 def test_odd_slides(finished: SpatialData, fitted_once: p2g.Model, tmp_path: Path) -> None:
-    """Counts that lie off, without scores, without denoised counts."""
+    """Counts in a layer that lie off, without scores, without denoised counts."""
     sdata = deepcopy(finished)
+    sdata["counts"].layers["raw"] = sdata["counts"].X
+    sdata["counts"].X = None
     for name, old in get_transformation(sdata["square_008um"], get_all=True).items():
         shift = Translation([40 if name == "micrometers" else 80, 0], axes=("x", "y"))
         set_transformation(sdata["square_008um"], Sequence([old, shift]), name)
     del sdata["denoised"], sdata["denoised_map"]
     bare = replace(fitted_once, scores=fitted_once.scores.assign(pearson=np.nan))
-    write_report(sdata, bare, tmp_path / "a.html", name="a", budget=0)
+    write_report(sdata, bare, tmp_path / "a.html", name="a", layer="raw", budget=0)
     found = Parsed((tmp_path / "a.html").read_text(encoding="utf-8"))
     assert "The counts seem to lie +" in found.words or "cannot be told" in found.words
     assert "none could be scored" in found.words and "None has a Pearson above 0.3" in found.words

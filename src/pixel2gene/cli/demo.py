@@ -31,7 +31,7 @@ def demo(
     model = analyse(sdata, "he", "counts", seed=seed)
     model.save(store.with_suffix(".p2g"), overwrite=True)
     figure(sdata, model, "he", "counts", store.with_suffix(".png"))
-    report(sdata, model, "he", "counts", store.with_suffix(".html"), [])
+    report(sdata, model, "he", "counts", store.with_suffix(".html"))
 
     filled = p2g.tl.evaluate(sdata, model, table_key="held_back")
     typer.echo(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -52,8 +53,8 @@ def run(
             )
         model.save(written["p2g"], overwrite=True)
         model.scores.to_csv(written["scores.csv"])
-        figure(sdata, model, image_key, table_key, written["png"])
-        report(sdata, model, image_key, table_key, written["html"], report_genes or [])
+        figure(sdata, model, image_key, table_key, written["png"], layer)
+        report(sdata, model, image_key, table_key, written["html"], layer, report_genes or [])
     say(f"{model}\nWrote {out}, {', '.join(path.name for path in written.values())}")
     if as_json:
         files = zip(("model", "scores", "figure", "report"), written.values(), strict=True)
@@ -101,7 +102,7 @@ def analyse(
     return model
 
 
-def figure(sdata: SpatialData, model: Model, image: str, table: str, path: Path) -> None:
+def figure(sdata: SpatialData, model: Model, image: str, table: str, path: Path, layer: str | None = None) -> None:
     """Draw the gene that is read best: H&E, measured, denoised, predicted."""
     import matplotlib
 
@@ -111,13 +112,21 @@ def figure(sdata: SpatialData, model: Model, image: str, table: str, path: Path)
     import pixel2gene as p2g
 
     best = str(model.scores["deviance_explained"].idxmax())
-    axes = p2g.pl.expression(sdata, best, image_key=image, measured=table, save=path)
+    axes = p2g.pl.expression(sdata, best, image_key=image, measured=table, layer=layer, save=path)
     plt.close(axes[0].figure)
 
 
-def report(sdata: SpatialData, model: Model, image: str, table: str, path: Path, genes: list[str]) -> None:
+def report(
+    sdata: SpatialData,
+    model: Model,
+    image: str,
+    table: str,
+    path: Path,
+    layer: str | None = None,
+    genes: Sequence[str] = (),
+) -> None:
     """Write the page on a slide."""
     from pixel2gene.report import write_report
 
     say("Report")
-    write_report(sdata, model, path, name=path.stem, image_key=image, table_key=table, genes=genes)
+    write_report(sdata, model, path, name=path.stem, image_key=image, table_key=table, layer=layer, genes=genes)

@@ -23,6 +23,7 @@ def expression(
     *,
     image_key: str = "he",
     measured: str = "counts",
+    layer: str | None = None,
     denoised: str = "denoised",
     predicted: str = "predicted",
     min_trust: float | None = None,
@@ -49,7 +50,9 @@ def expression(
     image_key
         H&E.
     measured
-        Table of counts that annotates shapes or labels.
+        Table of counts that annotates shapes or labels; or points element of transcripts, all of which are read.
+    layer
+        Layer of that table with the counts, X by default.
     denoised, predicted
         Results of :func:`pixel2gene.tl.denoise` and :func:`pixel2gene.tl.predict`, by their keys.
     min_trust
@@ -73,14 +76,14 @@ def expression(
     Raises
     ------
     KeyError
-        If there is no such image, none of the elements exist, or none of them has the gene; or if trust is asked for
-        and ``images[f"{predicted}_trust"]`` does not exist.
+        If there is no such image or layer, none of the elements exist, or none of them has the gene; or if trust is
+        asked for and ``images[f"{predicted}_trust"]`` does not exist.
     ValueError
         If the number of axes is not that of the panels, the pixel size is unknown, the table annotates nothing, an
         element shares no coordinate system with the image, or the crop shows none of it.
     """
     window = window_of(sdata, image_key, crop)
-    maps = GeneMaps(sdata, image_key, window, measured, denoised, predicted)
+    maps = GeneMaps(sdata, image_key, window, measured, denoised, predicted, layer=layer)
     panels = maps.panels(gene, min_trust=min_trust, min_score=min_score)
     if crop is None:
         window = filled_window(panels.values(), window)

@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 from spatialdata import SpatialData
 
-from pixel2gene.pl._raster import LONGEST, Matrix, Window, cut, cut_element, known_mpp, place_of
+from pixel2gene.pl._raster import LONGEST, Matrix, Window, cut, cut_element, known_mpp, place_of, scaled
 from pixel2gene.pl._units import Densities, label_positions
 from pixel2gene.spatial.geometry import affine
-from pixel2gene.spatial.grid import superpixel_grid
+from pixel2gene.spatial.grid import Grid, superpixel_grid
 from pixel2gene.spatial.latent import find_map
 from pixel2gene.spatial.pixel_size import pixel_size
-from pixel2gene.spatial.units import annotated
+from pixel2gene.spatial.units import Units, annotated, measured_units
 
 COLOURS = mpl.colormaps["viridis"].with_extremes(bad="white")
 _BRIGHTEST = 99  # percentile
@@ -68,8 +68,8 @@ class GeneMaps:
         H&E.
     window
         Part of the image to look at.
-    measured
-        Table of counts.
+    measured, layer
+        Table of counts, and the layer that has them, X by default; or transcripts.
     denoised, predicted
         Results, by their keys.
     longest
@@ -83,6 +83,7 @@ class GeneMaps:
     denoised: str
     predicted: str
     longest: int = LONGEST
+    layer: str | None = None
 
     def panels(self, gene: str, *, min_trust: float | None = None, min_score: float | None = None) -> dict[str, Panel]:
         """Those there are of ``"measured"``, ``"denoised"``, ``"predicted"`` and ``"sd"``.
@@ -94,9 +95,8 @@ class GeneMaps:
         """
         panels: dict[str, Panel] = {}
         untrusted = None if min_trust is None else self._trust() < min_trust
-        if self.measured in self.sdata.tables and gene in self.sdata.tables[self.measured].var_names:
-            counts = _column(self.sdata.tables[self.measured][:, gene].X)
-            panels["measured"] = Panel(f"{gene}, measured", self._densities.of(counts), self._densities.matrix)
+        if gene in self._measured_genes:
+            panels["measured"] = Panel(f"{gene}, measured", *self._measured(gene))
         for name, (key, raster, matrix) in self._rasters.items():
             if gene in raster.coords["c"].values:
                 values = raster.sel(c=gene).to_numpy().astype(np.float32)
@@ -123,16 +123,48 @@ class GeneMaps:
         return rasters
 
     @cached_property
-    def _densities(self) -> Densities:
+    def _measured_genes(self) -> pd.Index[str]:
+        if self.measured in self.sdata.tables:
+            return self.sdata.tables[self.measured].var_names
+        return self._transcripts.genes if self.measured in self.sdata.points else pd.Index([], dtype=str)
+
+    def _measured(self, gene: str) -> tuple[NDArray[np.float32], Matrix]:
+        """(rows, columns) counts per superpixel, NaN where nothing was measured, and where they lie."""
+        if self.measured not in self.sdata.tables:
+            counts = np.full(self._grid.size, np.nan, np.float32)
+            column = self._transcripts.counts[:, self._transcripts.genes.get_indexer(pd.Index([gene]))]
+            counts[self._transcripts.superpixels] = column.toarray().ravel()
+            raster = xr.DataArray(counts.reshape(self._grid.shape), dims=("y", "x"))
+            part, matrix = cut(raster, scaled(self._grid.factor), self.window, self.longest)
+            return part.to_numpy(), matrix
+        table = self.sdata.tables[self.measured]
+        if self.layer is not None and self.layer not in table.layers:
+            known = sorted(name for name in table.layers if name is not None)
+            raise KeyError(f"No layer {self.layer!r} in table {self.measured!r}; there are {known}.")
+        column = table[:, gene]
+        values = _column(column.X if self.layer is None else column.layers[self.layer])
+        return self._densities.of(values), self._densities.matrix
+
+    @cached_property
+    def _transcripts(self) -> Units:
+        return measured_units(self.sdata, self.measured, self.image_key, self._grid)
+
+    @cached_property
+    def _grid(self) -> Grid:
         mpp = known_mpp(self.sdata, self.image_key) or pixel_size(self.sdata, self.image_key)
-        grid = superpixel_grid(self.sdata, self.image_key, mpp)
-        return Densities(self.sdata, self.measured, self.image_key, grid, self.window)
+        return superpixel_grid(self.sdata, self.image_key, mpp)
+
+    @cached_property
+    def _densities(self) -> Densities:
+        return Densities(self.sdata, self.measured, self.image_key, self._grid, self.window)
 
     def _missing(self, gene: str) -> str:
         sdata = self.sdata
-        tables = [sdata.tables[self.measured].var_names.tolist()] if self.measured in sdata.tables else []
-        known = [*tables, *(raster.coords["c"].values.tolist() for _, raster, _ in self._rasters.values())]
-        if not known:
+        known = [
+            self._measured_genes.tolist(),
+            *(raster.coords["c"].values.tolist() for _, raster, _ in self._rasters.values()),
+        ]
+        if not any(known):
             return (
                 f"No table {self.measured!r} and no images '{self.denoised}_map' or '{self.predicted}_map'; there are "
                 f"the tables {sorted(sdata.tables)} and the images {sorted(sdata.images)}."

@@ -20,8 +20,9 @@ from spatialdata import SpatialData
 
 from pixel2gene import pl, tl
 from pixel2gene.core.model import Model
+from pixel2gene.pl._panels import GeneMaps
 from pixel2gene.pl._raster import known_mpp, window_of
-from pixel2gene.report.pictures import BUDGET, GRADIENT, GenePictures, figure, open_pictures
+from pixel2gene.report.pictures import BUDGET, GRADIENT, LONGEST, GenePictures, SlidePictures, figure
 from pixel2gene.spatial.elements import RECORDS
 from pixel2gene.spatial.geometry import raster_levels
 from pixel2gene.spatial.grid import SUPERPIXEL_UM
@@ -48,6 +49,7 @@ def write_report(
     name: str,
     image_key: str = "he",
     table_key: str = "counts",
+    layer: str | None = None,
     genes: Sequence[str] = (),
     budget: int = BUDGET,
 ) -> None:
@@ -63,8 +65,8 @@ def write_report(
         File to write; one that is there is replaced.
     name
         Of the slide.
-    image_key, table_key
-        H&E, and counts or transcripts.
+    image_key, table_key, layer
+        H&E, counts or transcripts, and the layer of the table that has the counts, X by default.
     genes
         To show in the gene browser first; then those that are read best follow.
     budget
@@ -77,9 +79,10 @@ def write_report(
     """
     window = window_of(sdata, image_key)
     order, unknown = _in_order(model, genes)
-    pictures = open_pictures(sdata, image_key, table_key, window, order[0])
+    maps = GeneMaps(sdata, image_key, window, table_key, "denoised", "predicted", 2 * LONGEST, layer)
+    pictures = SlidePictures(maps, order[0])
     shown = _within(budget, order, len(genes) - len(unknown), pictures.gene)
-    read, alignment = _read(sdata, image_key, table_key)
+    read, alignment = _read(sdata, image_key, table_key, layer)
     environment = Environment(
         loader=PackageLoader("pixel2gene.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
@@ -143,7 +146,7 @@ def _indexed(gene: str, found: GenePictures, scores: pd.DataFrame) -> dict[str, 
     return {"name": gene, "top": found.top, "pearson": pearson, "ceiling": ceiling, "count": count}
 
 
-def _read(sdata: SpatialData, image_key: str, table_key: str) -> tuple[Facts, dict[str, str | None]]:
+def _read(sdata: SpatialData, image_key: str, table_key: str, layer: str | None) -> tuple[Facts, dict[str, str | None]]:
     """What was read, and how it is aligned."""
     full = raster_levels(sdata.images[image_key])[0]
     height, width = full.sizes["y"], full.sizes["x"]
@@ -156,21 +159,24 @@ def _read(sdata: SpatialData, image_key: str, table_key: str) -> tuple[Facts, di
     if table_key in sdata.tables:
         table = sdata.tables[table_key]
         region = table.uns["spatialdata_attrs"]["region"]
-        totals = np.asarray(table.X.sum(axis=1)).ravel()
+        counts = table.X if layer is None else table.layers[layer]
+        totals = np.asarray(counts.sum(axis=1)).ravel()
         facts["counts"] = f"{table_key}: {table.n_obs} units x {table.n_vars} genes"
         facts["measured in"] = region if isinstance(region, str) else ", ".join(region)
         facts["counts per unit"] = f"{np.median(totals):g} (median of all genes together)"
     else:
         facts["transcripts"] = table_key
-    return facts, _alignment(sdata, image_key, table_key, mpp)
+    return facts, _alignment(sdata, image_key, table_key, layer, mpp)
 
 
-def _alignment(sdata: SpatialData, image_key: str, table_key: str, mpp: float | None) -> dict[str, str | None]:
+def _alignment(
+    sdata: SpatialData, image_key: str, table_key: str, layer: str | None, mpp: float | None
+) -> dict[str, str | None]:
     try:
         with warnings.catch_warnings():
             # The page says it.
             warnings.simplefilter("ignore")
-            found = tl.check_alignment(sdata, image_key, table_key, mpp=mpp, force=True, progress=False)
+            found = tl.check_alignment(sdata, image_key, table_key, layer=layer, mpp=mpp, force=True, progress=False)
     except ValueError as error:
         return {"verdict": f"Not checked: {error}", "figure": None}
     (dx, dy), (sd_x, sd_y) = found.shift, found.sd

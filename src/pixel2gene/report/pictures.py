@@ -12,7 +12,6 @@ import numpy as np
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
 from PIL import Image
-from spatialdata import SpatialData
 
 from pixel2gene.pl._panels import COLOURS, GeneMaps, Panel, brightest, filled_window
 from pixel2gene.pl._raster import Window, read_image
@@ -102,11 +101,6 @@ def figure(axes: Axes | NDArray[np.object_]) -> str:
     one.figure.savefig(buffer, format="webp", dpi=130, bbox_inches="tight", pil_kwargs={"quality": _QUALITY})
     plt.close(one.figure)
     return _as_text(buffer, "webp")
-
-
-def open_pictures(sdata: SpatialData, image_key: str, table_key: str, window: Window, gene: str) -> SlidePictures:
-    """Pictures of the results of `pixel2gene.tl.denoise` and `pixel2gene.tl.predict` under their usual keys."""
-    return SlidePictures(GeneMaps(sdata, image_key, window, table_key, "denoised", "predicted", 2 * LONGEST), gene)
 
 
 def _encoded(picture: Image.Image, kind: str, **options: Any) -> str:
