@@ -25,7 +25,8 @@ from spatialdata.models import Image2DModel, Labels2DModel, PointsModel, ShapesM
 from spatialdata.transformations import Affine, Identity, Scale, Sequence
 
 from pixel2gene import pl
-from pixel2gene.pl._raster import cut, place_of
+from pixel2gene.pl._raster import cut, place_of, read_image
+from pixel2gene.spatial.image import open_image
 
 MPP, FACTOR = 0.5, 16
 ROWS, COLUMNS = 12, 20
@@ -520,6 +521,21 @@ def test_pyramids_are_read_at_the_level_that_suffices(slide: sd.SpatialData, mon
     meta = np.empty((0, 0, 0), np.uint8)
     full.data = da.map_blocks(lambda _: pytest.fail("read at full resolution"), full.data, meta=meta)
     assert pl.tissue(slide).images[0].get_array().shape == (48, 80, 3)
+
+
+@pytest.mark.parametrize("longest", [10, 16, 33])
+def test_images_without_pyramid_are_read_in_part(slide: sd.SpatialData, longest: int) -> None:
+    """Of a ramp, where it is, though most of its pixels are not looked at."""
+    y, x = np.indices((ROWS * FACTOR, COLUMNS * FACTOR))
+    ramp = np.stack([x * 0.7, y, (x + y) / 3]).astype(np.uint8)
+    slide["he"] = Image2DModel.parse(ramp, dims=("c", "y", "x"), transformations=transforms())
+    whole = (0, COLUMNS * FACTOR, ROWS * FACTOR, 0)
+    found, place = read_image(slide, "he", whole, longest)
+    scale = COLUMNS * FACTOR / longest
+    assert place == pytest.approx((0, found.shape[1] * scale, found.shape[0] * scale, 0))
+    expected = open_image(slide, "he").read(scale, 0, found.shape[0], 0, found.shape[1]).transpose(1, 2, 0)
+    inner = np.abs(found.astype(float) - expected)[:-1, :-1]
+    assert 0 < inner.max() < 0.1 * scale + 1.5
 
 
 @given(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from dataclasses import replace
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -19,12 +20,13 @@ from spatialdata import SpatialData
 
 from pixel2gene.spatial.elements import RECORDS
 from pixel2gene.spatial.geometry import affine, get_element, raster_levels
-from pixel2gene.spatial.image import open_image
+from pixel2gene.spatial.image import Slide, open_image
 from pixel2gene.spatial.pixel_size import evidence
 
 LONGEST = 1200  # pixels of the longer side: as many as a figure shows
 _BAR_SHARE = 0.3
 _DPI = 150
+_SAMPLES = 3  # per side of a pixel of the figure, at least
 _LUMA = np.array([0.299, 0.587, 0.114])
 
 # Left, top, right and bottom of what is shown, in full-resolution pixels of the image.
@@ -94,13 +96,25 @@ def draw_image(
 
 def read_image(sdata: SpatialData, image_key: str, window: Window, longest: int) -> tuple[NDArray[np.uint8], Window]:
     """(rows, columns, 3) of the H&E, so many pixels on the longer side at most, and the window that they fill."""
-    slide = open_image(sdata, image_key)
     left, right, bottom, top = window
     scale = max(1.0, max(right - left, bottom - top) / longest)
+    slide = _thinned(open_image(sdata, image_key), scale)
     x0, y0 = int(left / scale), int(top / scale)
     x1, y1 = math.ceil(right / scale), math.ceil(bottom / scale)
     pixels = slide.read(scale, y0, y1, x0, x1).transpose(1, 2, 0)
     return pixels.round().astype(np.uint8), (x0 * scale, x1 * scale, y1 * scale, y0 * scale)
+
+
+def _thinned(slide: Slide, scale: float) -> Slide:
+    """Where no level is near a scale, as of images without pyramid, add one of every few pixels."""
+    nearest = max(i for i, factor in enumerate(slide.factors) if i == 0 or max(factor) <= scale)
+    fy, fx = slide.factors[nearest]
+    step = int(scale / max(fy, fx) / _SAMPLES)
+    if step < 2:
+        return slide
+    every = slice(step // 2, None, step)
+    thin = slide.levels[nearest].isel(y=every, x=every)
+    return replace(slide, levels=(*slide.levels, thin), factors=(*slide.factors, (fy * step, fx * step)))
 
 
 def frame(ax: Axes, window: Window) -> None:
