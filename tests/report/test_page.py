@@ -19,10 +19,11 @@ from spatialdata import SpatialData, deepcopy
 from spatialdata.transformations import Sequence, Translation, get_transformation, set_transformation
 
 import pixel2gene as p2g
+from pixel2gene.core.alignment import Alignment
 from pixel2gene.pl._panels import GeneMaps, Panel
 from pixel2gene.pl._raster import scaled
 from pixel2gene.report import write_report
-from pixel2gene.report.page import _in_order, _json, _within
+from pixel2gene.report.page import _alignment, _in_order, _json, _read, _within
 from pixel2gene.report.pictures import GenePictures, SlidePictures, on_frame
 
 SMALL = "so that the page stays small: the best by held-out Pearson"
@@ -173,6 +174,31 @@ def test_odd_slides(finished: SpatialData, fitted_once: p2g.Model, tmp_path: Pat
     assert "none could be scored" in found.words and "None has a Pearson above 0.3" in found.words
     assert list(json.loads(found.scripts["maps-0"])) == ["measured", "predicted"]
     assert json.loads(found.scripts["index"])[0]["pearson"] is None
+
+
+@pytest.mark.parametrize(
+    ("known", "off", "verdict"),
+    [
+        (False, False, "How the counts are aligned to the H&E cannot be told"),
+        (True, True, "The counts seem to lie +3.0 ± 1.0 µm in x and -4.0 ± 2.0 µm in y from where the H&E says"),
+        (True, False, "The counts lie where the H&E says: +3.0 ± 1.0 µm in x and -4.0 ± 2.0 µm in y"),
+    ],
+)
+def test_alignment_is_told(monkeypatch: pytest.MonkeyPatch, known: bool, off: bool, verdict: str) -> None:
+    shifts = np.arange(-8.0, 9, 4)
+    found = Alignment((3.0, -4.0), (1.0, 2.0), 0.0, 0.1, 8.0, shifts, np.eye(5), known, off)
+    monkeypatch.setattr("pixel2gene.report.page.tl.check_alignment", lambda *_, **__: found)
+    told = _alignment(SpatialData(), "he", "counts", None, 0.5)
+    assert told["verdict"].startswith(verdict)
+    assert decoded(told["figure"]).size[0] > 100
+
+
+def test_too_few_units_to_check_the_alignment_of(finished: SpatialData) -> None:
+    few = deepcopy(finished)
+    few["few"] = few["counts"][:20].copy()
+    facts, told = _read(few, "he", "few", None)
+    assert told["verdict"].startswith("Not checked: 20 units of 'few'") and told["figure"] is None
+    assert facts["counts"].startswith("few: 20 units")
 
 
 def test_maps_have_the_colours_of_their_values(finished: SpatialData, fitted_once: p2g.Model) -> None:
