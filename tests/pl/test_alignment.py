@@ -43,7 +43,10 @@ def test_the_peak_is_drawn_where_the_picture_is_brightest() -> None:
 
 
 def test_what_is_not_known_is_not_told() -> None:
-    assert pl.alignment(found(known=False)).get_title() == "no clear peak"
+    ax = pl.alignment(found(known=False))
+    assert ax.get_title() == "no clear peak"
+    (circle,) = ax.patches
+    assert circle.radius == 4
 
 
 def test_axes_given() -> None:

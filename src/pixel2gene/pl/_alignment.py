@@ -17,7 +17,7 @@ def alignment(found: Alignment, *, ax: Axes | None = None, save: str | os.PathLi
     """Draw the correlation of counts with the H&E over the shifts by which they could lie off.
 
     The dashed circle is half a bin around no shift: with its peak inside, counts are aligned. The peak is drawn with
-    two standard deviations each way.
+    two standard deviations each way, if there is a clear one.
 
     Parameters
     ----------
@@ -41,7 +41,8 @@ def alignment(found: Alignment, *, ax: Axes | None = None, save: str | os.PathLi
     ax.axvline(0, color=_NONE, linewidth=0.5)
     ax.add_patch(Circle((0, 0), found.bin_um / 2, fill=False, color=_NONE, linestyle="--"))
     (dx, dy), (sd_x, sd_y) = found.shift, found.sd
-    ax.add_patch(Ellipse((dx, dy), 4 * sd_x, 4 * sd_y, fill=False, color=_MARK))
+    if found.known:
+        ax.add_patch(Ellipse((dx, dy), 4 * sd_x, 4 * sd_y, fill=False, color=_MARK))
     ax.plot(dx, dy, "+", color=_MARK)
     verdict = f"({dx:+.1f} ± {sd_x:.1f}, {dy:+.1f} ± {sd_y:.1f}) µm" if found.known else "no clear peak"
     ax.set(xlim=ends, ylim=ends[::-1], title=verdict)

@@ -70,7 +70,7 @@ def tissue(
         mask,
         levels=[0.5],
         colors=_OUTLINE,
-        linewidths=1.5,
+        linewidths=1,
     )
     frame(ax, window)
     save_figure(ax, save)
