@@ -12,7 +12,6 @@ import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.image import AxesImage
-from matplotlib.offsetbox import AnchoredOffsetbox
 from matplotlib.transforms import Affine2D
 from mpl_toolkits.axes_grid1.anchored_artists import AnchoredSizeBar  # type: ignore[import-untyped]
 from numpy.typing import NDArray
@@ -195,16 +194,14 @@ def draw_raster(ax: Axes, values: NDArray[Any], matrix: Matrix, **style: Any) ->
     return ax.imshow(values, extent=(0, columns, rows, 0), transform=Affine2D(matrix) + ax.transData, **style)
 
 
-def _draw_scale_bar(
-    ax: Axes, sdata: SpatialData, image_key: str, window: Window, microns: float | None
-) -> AnchoredOffsetbox | None:
+def _draw_scale_bar(ax: Axes, sdata: SpatialData, image_key: str, window: Window, microns: float | None) -> None:
     """Draw a bar of a round length, or of so many µm; none of 0, and none unasked where the pixel size is unknown."""
     if microns == 0:
-        return None
+        return
     mpp = known_mpp(sdata, image_key)
     if mpp is None:
         if microns is None:
-            return None
+            return
         raise ValueError(
             f"Nothing tells the pixel size of image {image_key!r}, so scalebar={microns:g} has no length: run "
             "pixel2gene.tl.tissue with mpp=, or pass scalebar=0."
@@ -217,7 +214,6 @@ def _draw_scale_bar(
     )
     bar.patch.set(alpha=0.7, edgecolor="none")
     ax.add_artist(bar)
-    return bar
 
 
 def _round_length(longest: float) -> float:
