@@ -87,6 +87,12 @@ class Model:
         What the training tissue looks like.
     reference
         Names of the slides that the model was trained on from which training started, if it started from one.
+
+    Examples
+    --------
+    >>> model.save("model.p2g")
+    >>> model = p2g.Model.load("model.p2g")
+    >>> card = model.card()
     """
 
     genes: list[str]

@@ -44,6 +44,12 @@ def plant_artefact(image: Image, kind: str, *, mpp: float = 0.5, seed: int = 0) 
     ------
     ValueError
         If there is no such kind, or the image is no uint8 of shape (3, y, x).
+
+    Examples
+    --------
+    >>> spoilt, where = p2g.datasets.plant_artefact(sdata["he"].to_numpy(), "pen")
+    >>> spoilt.shape, where.shape
+    ((3, 768, 768), (768, 768))
     """
     if kind not in _KINDS:
         raise ValueError(f"There is no artefact {kind!r}: choose from {list(_KINDS)}.")

@@ -73,6 +73,10 @@ def her2st(section: str = "C2", *, folder: str | Path | None = None) -> SpatialD
         If the section is not known, or if a download is not the file that it should be.
     FileNotFoundError
         If the folder lacks a file, or if there is no folder and the download fails.
+
+    Examples
+    --------
+    >>> sdata = p2g.datasets.her2st("C2")  # doctest: +SKIP
     """
     if section not in _ARRAYS:
         raise ValueError(f"No section {section!r} of her2st; there are {sorted(_ARRAYS)}.")

@@ -248,6 +248,12 @@ def simulate(
     - ``labels["truth_regions"]``, the kind of tissue of each superpixel, 0 outside: the compartments of a painted
       slide in the order stroma, tumour, gland, lumen, lymphoid, fat, vessel, necrosis, or clusters of an `image`;
     - ``attrs["simulation"]``, the parameters.
+
+    Examples
+    --------
+    >>> sdata = p2g.datasets.simulate("visium", size=(512, 512), n_genes=5, measured=1.0)
+    >>> sorted(sdata.images), sorted(sdata.shapes), sorted(sdata.tables)
+    (['he', 'truth'], ['spots'], ['counts'])
     """
     _check(platform, profile, n_genes, counts_per_superpixel, visible, mpp)
     _check_artefacts(platform, stripes, diffusion_um, capture)

@@ -31,6 +31,12 @@ def true_counts(sdata: SpatialData, table_key: str = "counts", *, image_key: str
     ------
     KeyError
         If there is no such table, image or no simulated truth.
+
+    Examples
+    --------
+    >>> truth = p2g.datasets.true_counts(sdata, "counts")
+    >>> truth.shape == sdata["counts"].shape
+    True
     """
     truth = get_element(sdata, "truth", "images")
     table = get_table(sdata, table_key)

@@ -58,6 +58,10 @@ def folder(path: str | Path) -> SpatialData:
     ValueError
         If a file is there in two formats or does not hold what is described above, the units of counts and positions
         differ, one lies outside the image, or the pixel size is implausible (finer than 0.05 or coarser than 10 µm).
+
+    Examples
+    --------
+    >>> sdata = p2g.io.folder("section")  # doctest: +SKIP
     """
     path = Path(path)
     if not path.is_dir():

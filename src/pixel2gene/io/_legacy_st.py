@@ -66,6 +66,10 @@ def legacy_st(
     ValueError
         If a length is not positive or a file does not hold what is described above, if no spot has counts, if a spot
         lies outside the image, or if no two spots are neighbours.
+
+    Examples
+    --------
+    >>> sdata = p2g.io.legacy_st("counts.tsv.gz", "spots.tsv", "he.jpg")  # doctest: +SKIP
     """
     if not (spot_um > 0 and pitch_um > 0):
         raise ValueError(f"spot_um={spot_um} and pitch_um={pitch_um} given; positive lengths in µm are expected.")

@@ -53,6 +53,10 @@ def accuracy(
         If the table lacks a column.
     ValueError
         If no gene has a score, or there are not two axes.
+
+    Examples
+    --------
+    >>> axes = p2g.pl.accuracy(model.scores)
     """
     ceiling = f"{score}_ceiling"
     missing = [name for name in ("mean_count", score, ceiling) if name not in scores]

@@ -31,6 +31,10 @@ def alignment(found: Alignment, *, ax: Axes | None = None, save: str | os.PathLi
     Returns
     -------
     The axes, in µm.
+
+    Examples
+    --------
+    >>> ax = p2g.pl.alignment(p2g.tl.check_alignment(sdata, "he", "counts", progress=False))
     """
     if ax is None:
         _, ax = plt.subplots(figsize=(5.4, 4.6), layout="constrained")

@@ -39,6 +39,10 @@ def calibration(table: pd.DataFrame, *, ax: Axes | None = None, save: str | os.P
     ------
     KeyError
         If the table lacks a column.
+
+    Examples
+    --------
+    >>> ax = p2g.pl.calibration(p2g.tl.calibration(sdata, model))
     """
     needed = ["decile", "mean_count", "nominal", "covered"]
     missing = [name for name in needed if name not in table]

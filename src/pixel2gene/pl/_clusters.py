@@ -70,6 +70,13 @@ def clusters(
     ValueError
         If the column holds numbers, has no categories, or more than it has colours; if the table annotates nothing, or
         the crop shows none of the image.
+
+    Examples
+    --------
+    >>> p2g.tl.predict(sdata, model, progress=False)
+    >>> table = sdata["predicted"]
+    >>> table.obs["half"] = np.where(table.obsm["spatial"][:, 0] < 384, "left", "right")
+    >>> ax = p2g.pl.clusters(sdata, "predicted", "half")
     """
     window = window_of(sdata, image_key, crop)
     table = get_table(sdata, table_key)

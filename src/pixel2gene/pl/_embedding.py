@@ -59,6 +59,10 @@ def embedding(
         If there is no such image, or no embedding written by `pixel2gene.tl.embed`.
     ValueError
         If the embedding does not lie on the superpixels of the image, has no tissue, or the crop shows none of it.
+
+    Examples
+    --------
+    >>> ax = p2g.pl.embedding(sdata)
     """
     whole, window = window_of(sdata, image_key), window_of(sdata, image_key, crop)
     key = embedding_key or f"{image_key}_embedding"

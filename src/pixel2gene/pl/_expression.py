@@ -81,6 +81,13 @@ def expression(
     ValueError
         If the number of axes is not that of the panels, the pixel size is unknown, the table annotates nothing, an
         element shares no coordinate system with the image, or the crop shows none of it.
+
+    Examples
+    --------
+    >>> p2g.tl.predict(sdata, model, progress=False)
+    >>> axes = p2g.pl.expression(sdata, model.genes[0], min_trust=0.05)
+    >>> len(axes)  # H&E, measured, predicted, how far off
+    4
     """
     window = window_of(sdata, image_key, crop)
     maps = GeneMaps(sdata, image_key, window, measured, denoised, predicted, layer=layer)

@@ -50,6 +50,10 @@ def tissue(
         If there is no such image, or no such labels.
     ValueError
         If the image is no 8-bit RGB image, shares no coordinate system with the labels, or the crop shows none of it.
+
+    Examples
+    --------
+    >>> ax = p2g.pl.tissue(sdata)
     """
     window = window_of(sdata, image_key, crop)
     tissue_key = tissue_key or f"{image_key}_tissue"

@@ -37,6 +37,10 @@ def training(model: Model, *, ax: Axes | None = None, save: str | os.PathLike[st
     ------
     ValueError
         If the model kept no history.
+
+    Examples
+    --------
+    >>> ax = p2g.pl.training(model)
     """
     history = model.history
     if not history.step:

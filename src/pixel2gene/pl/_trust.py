@@ -54,6 +54,11 @@ def trust(
         If there is no such image, or no ``images[f"{predicted}_trust"]``.
     ValueError
         If the crop shows none of the image.
+
+    Examples
+    --------
+    >>> p2g.tl.predict(sdata, model, progress=False)
+    >>> ax = p2g.pl.trust(sdata)
     """
     window = window_of(sdata, image_key, crop)
     key = f"{predicted}_trust"

@@ -75,6 +75,13 @@ def aggregate(
         If the elements are empty, named more than once, or all without values; or the result exists.
     MemoryError
         If the result does not fit into the memory that is free.
+
+    Examples
+    --------
+    >>> p2g.tl.predict(sdata, model, progress=False)
+    >>> p2g.tl.aggregate(sdata, "predicted", "square_008um", progress=False)
+    >>> bool((sdata["predicted_square_008um"].obs["covered"] > 0).all())
+    True
     """
     expression = find_expression(sdata, key, genes)
     elements = find_elements(sdata, elements_key)

@@ -71,6 +71,12 @@ def calibration(
         If there is no such table, layer or embedding, or none of the genes was measured.
     ValueError
         If the embedding is of another encoder or scale than the model's, or the values are no counts.
+
+    Examples
+    --------
+    >>> table = p2g.tl.calibration(sdata, model)
+    >>> table.loc[table["nominal"] == 0.9, ["decile", "covered"]].columns.tolist()
+    ['decile', 'covered']
     """
     chosen_device = choose_device(device)
     embedded = open_for_model(sdata, model, image_key, embedding_key)

@@ -73,6 +73,12 @@ def check_alignment(
     ValueError
         If the image is no 8-bit RGB or its pixel size is unknown or implausible, the values are no counts, fewer than
         50 units lie on the image, or `max_shift` is below 20 µm.
+
+    Examples
+    --------
+    >>> found = p2g.tl.check_alignment(sdata, "he", "counts", progress=False)
+    >>> bool(found.off)
+    False
     """
     if not max_shift >= 20:
         raise ValueError(f"max_shift={max_shift} given; 20 µm or more are expected, to tell a peak from its sides.")

@@ -55,6 +55,16 @@ def cross_validate(
         As `pixel2gene.tl.fit` does, or if none of the genes was measured in the slide left out.
     ValueError
         As `pixel2gene.tl.fit` does, or if there are fewer than two slides.
+
+    Examples
+    --------
+    >>> other = p2g.datasets.simulate(size=(512, 512), n_genes=40, measured=1.0, seed=4)
+    >>> p2g.tl.tissue(other, "he", progress=False)
+    >>> p2g.tl.embed(other, "he", progress=False)
+    >>> slides = {"one": sdata, "other": other}
+    >>> scores = p2g.tl.cross_validate(slides, "counts", image_key="he", progress=False)
+    >>> list(scores["pearson"].groupby("slide").median().index)
+    ['one', 'other']
     """
     named = by_name(slides)
     if len(named) < 2:

@@ -113,6 +113,15 @@ def denoise(
         `min_score`, or a result exists.
     MemoryError
         If the result does not fit into the memory that is free.
+
+    Examples
+    --------
+    >>> p2g.tl.denoise(sdata, model, progress=False)
+    >>> sorted(name for name in sdata["denoised"].layers if name)
+    ['expected', 'expected_sd', 'sd']
+    >>> sources = sdata["denoised"].var[["weight_histology", "weight_neighbours", "weight_own"]]
+    >>> bool((sources.sum(axis=1) - 1).abs().max() < 1e-4)
+    True
     """
     embedded = open_for_model(sdata, model, image_key, embedding_key)
     source = counts_key(model, table_key)

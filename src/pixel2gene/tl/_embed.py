@@ -90,6 +90,14 @@ def embed(
         If the encoder needs a package that is not installed.
     OSError
         If the weights of the encoder cannot be had: they are gated, or there is no network.
+
+    Examples
+    --------
+    >>> sdata = p2g.datasets.simulate(size=(512, 512), n_genes=5)
+    >>> p2g.tl.tissue(sdata, "he", progress=False)
+    >>> p2g.tl.embed(sdata, "he", progress=False)
+    >>> sdata["he_embedding"].sizes["c"]
+    549
     """
     slide = open_image(sdata, image_key)
     key_added = key_added or f"{image_key}_embedding"

@@ -70,6 +70,13 @@ def evaluate(
     ValueError
         If the embedding is of another encoder or scale than the model's, the values are no counts, or no slide was
         given.
+
+    Examples
+    --------
+    >>> scores = p2g.tl.evaluate(sdata, model)
+    >>> told = scores[scores["pearson"] > 0.3].index  # genes that the H&E tells
+    >>> scores.attrs["pixel2gene"]["scale"]["spearman"]
+    'ranks'
     """
     keys = table_key, image_key, layer, embedding_key
     tables = {name: score_slide(one, model, *keys, device) for name, one in by_name(sdata).items()}

@@ -93,6 +93,17 @@ def fit(
         on tissue, the genes have no counts, the slides share no gene, were embedded differently or have the same H&E,
         or there are fewer spatial blocks than folds; or if the reference is of another encoder, of the recipe
         ``"paper"``, of none of the genes, or was trained on one of the slides.
+
+    Examples
+    --------
+    >>> model = p2g.tl.fit(sdata, "counts", image_key="he", progress=False)
+    >>> best = model.scores["pearson"].idxmax()
+
+    A panel of your own:
+
+    >>> model = p2g.tl.fit(sdata, "counts", image_key="he", genes=["GENE0001", "GENE0002"], progress=False)
+    >>> model.genes
+    ['GENE0001', 'GENE0002']
     """
     return train(
         by_name(sdata),

@@ -25,5 +25,12 @@ def open_map(sdata: SpatialData, key: str = "predicted") -> None:
     ------
     KeyError
         If there is no such result.
+
+    Examples
+    --------
+    >>> p2g.tl.predict(sdata, model, lazy=True, progress=False)
+    >>> del sdata["predicted_map"]  # as after writing and reading
+    >>> p2g.tl.open_map(sdata)
+    >>> gene = sdata["predicted_map"].sel(c=model.genes[0]).compute()
     """
     sdata[f"{key}_map"] = open_latent_map(sdata, key)

@@ -114,6 +114,15 @@ def predict(
         `min_score`.
     MemoryError
         If the table does not fit into the memory that is free.
+
+    Examples
+    --------
+    >>> p2g.tl.predict(sdata, model, genes=model.genes[:3], progress=False)
+    >>> sdata["predicted"].n_vars
+    3
+    >>> sdata["predicted_map"].dims
+    ('c', 'y', 'x')
+    >>> familiar = sdata["predicted"][sdata["predicted"].obs["trust"] > 0.05]
     """
     embedded = open_for_model(sdata, model, image_key, embedding_key)
     keys = [key_added, *(f"{key_added}_{what}" for what in ("superpixels", "trust", "latent" if lazy else "map"))]

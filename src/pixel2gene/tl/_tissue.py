@@ -57,6 +57,14 @@ def tissue(
     ValueError
         If the image is no 8-bit RGB or no H&E, or cannot be decoded, its pixel size is unknown or implausible, there is
         no tissue on it, or the result exists.
+
+    Examples
+    --------
+    >>> sdata = p2g.datasets.simulate(size=(512, 512), n_genes=5)
+    >>> p2g.tl.tissue(sdata, "he")
+    he: 0.5 µm/px, 0.0... mm² of tissue
+    >>> sdata["he_tissue"].shape  # superpixels
+    (32, 32)
     """
     slide = open_image(sdata, image_key)
     key_added = key_added or f"{image_key}_tissue"

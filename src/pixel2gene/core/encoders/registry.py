@@ -150,6 +150,11 @@ def encoders() -> pd.DataFrame:
     a token (``token``, px), normalisation (``mean`` and ``std`` of red, green and blue), ``licence`` of the weights,
     whether that allows ``commercial`` use, whether they are ``gated`` (handed out on request only), where the
     ``weights`` are to be had, and the ``citation``.
+
+    Examples
+    --------
+    >>> p2g.encoders().loc["lite0", "licence"]
+    'Apache-2.0'
     """
     table = pd.DataFrame([vars(info) for info in REGISTRY.values()]).set_index("name")
     return table.drop(columns="lazyslide")

@@ -1,0 +1,31 @@
+"""Tutorials as they are kept: without outputs, on every list. They are run when the pages are built (docs/conf.py)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import nbformat
+import pytest
+
+ROOT = Path(__file__).parents[2]
+NOTEBOOKS = sorted((ROOT / "tutorials").glob("*.ipynb"))
+
+
+def test_all_are_listed() -> None:
+    assert len(NOTEBOOKS) == 8
+    overview, contents = ((ROOT / name).read_text() for name in ("tutorials/README.md", "docs/index.md"))
+    for notebook in NOTEBOOKS:
+        assert f"({notebook.name})" in overview
+        assert f"\ntutorials/{notebook.stem}\n" in contents
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda notebook: notebook.stem)
+def test_notebook(notebook: Path) -> None:
+    content = nbformat.read(notebook, 4)
+    nbformat.validate(content)
+    text = "\n".join(cell.source for cell in content.cells if cell.cell_type == "markdown")
+    assert "**You will learn**" in text and "## Before you believe it" in text
+    assert "**simulated**" in text or "**real**" in text or "simulated" in content.cells[0].source
+    for cell in content.cells:
+        if cell.cell_type == "code":
+            assert not cell.outputs and cell.execution_count is None
