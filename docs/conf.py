@@ -56,6 +56,8 @@ copybutton_exclude = ".linenos, .gp, .go"
 
 html_theme = "sphinx_book_theme"
 html_title = "pixel2gene"
+html_static_path = ["_static"]
+html_css_files = ["pages.css"]
 
 
 def _parse_returns_section(self: NumpyDocstring, section: str) -> list[str]:

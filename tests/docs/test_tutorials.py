@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
-import nbformat
 import pytest
 
 ROOT = Path(__file__).parents[2]
@@ -21,11 +21,8 @@ def test_all_are_listed() -> None:
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda notebook: notebook.stem)
 def test_notebook(notebook: Path) -> None:
-    content = nbformat.read(notebook, 4)
-    nbformat.validate(content)
-    text = "\n".join(cell.source for cell in content.cells if cell.cell_type == "markdown")
+    cells = json.loads(notebook.read_text())["cells"]
+    text = "".join(line for cell in cells if cell["cell_type"] == "markdown" for line in cell["source"])
     assert "**You will learn**" in text and "## Before you believe it" in text
-    assert "**simulated**" in text or "**real**" in text or "simulated" in content.cells[0].source
-    for cell in content.cells:
-        if cell.cell_type == "code":
-            assert not cell.outputs and cell.execution_count is None
+    assert "**simulated**" in text or "**real**" in text
+    assert all(cell["outputs"] == [] and cell["execution_count"] is None for cell in cells if "outputs" in cell)
