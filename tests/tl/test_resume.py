@@ -13,6 +13,7 @@ from spatialdata import SpatialData, deepcopy, read_zarr
 
 import pixel2gene as p2g
 from pixel2gene.spatial import raster
+from pixel2gene.spatial.store import OWN
 
 
 @pytest.fixture
@@ -50,9 +51,8 @@ def embed(sdata: SpatialData, **options: Any) -> None:
         p2g.tl.embed(sdata, "he", progress=False, **options)
 
 
-def beside(sdata: SpatialData) -> list[str]:
-    store = Path(str(sdata.path))
-    return [file.name for file in store.parent.iterdir() if file != store]
+def left(sdata: SpatialData) -> list[Path]:
+    return list((Path(str(sdata.path)) / OWN).glob("*"))
 
 
 def test_finished_tiles_are_not_done_again(
@@ -62,14 +62,14 @@ def test_finished_tiles_are_not_done_again(
     with pytest.raises(KeyboardInterrupt):
         embed(stored)
     assert begun == [4] and "he_embedding" not in read_zarr(stored.path)
-    (left,) = beside(stored)
-    assert len(list((Path(str(stored.path)).parent / left).glob("*.npy"))) == 3
+    (tiles,) = left(stored)
+    assert len(list(tiles.glob("*.npy"))) == 3
 
     begun = dies_at(None)
     again = read_zarr(stored.path)
     embed(again)
     resumed = begun[0]
-    assert beside(again) == []
+    assert left(again) == []
     found = read_zarr(stored.path)["he_embedding"].values
     embed(again, overwrite=True)
     assert begun[0] - resumed == resumed + 3
@@ -90,6 +90,6 @@ def test_another_job_starts_anew(stored: SpatialData, dies_at: Callable[[int | N
     embed(stored, tissue_key="half")
     some = begun[0]
     # What the first attempt left is gone, too.
-    assert beside(stored) == []
+    assert left(stored) == []
     embed(stored, tissue_key="half", overwrite=True)
     assert begun[0] == 2 * some

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pixel2gene.cli.report import progress, say
+from pixel2gene.core.lock import locked
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
@@ -37,9 +38,10 @@ def open_store(store: Path, out: Path | None = None) -> SpatialData:
     if not out.exists():
         say(f"Copy {store} to {out}")
         aside = out.with_name(f".{out.name}.partial")
-        shutil.rmtree(aside, ignore_errors=True)
-        read_zarr(store).write(aside)
-        aside.rename(out)
+        with locked(out.with_name(f".{out.name}.lock"), f"the store {out}"):
+            shutil.rmtree(aside, ignore_errors=True)
+            read_zarr(store).write(aside)
+            aside.rename(out)
     return read_zarr(out)
 
 

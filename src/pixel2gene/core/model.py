@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
 import shutil
-import uuid
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from torch import from_numpy
 
 from pixel2gene.core.card import Card, card
 from pixel2gene.core.ensemble import Architecture, Ensemble
+from pixel2gene.core.lock import locked
 from pixel2gene.core.paper import RECIPES, PaperRecipe
 from pixel2gene.core.platform import NO_EFFECTS, Platform
 from pixel2gene.core.regression import History, Recipe
@@ -146,22 +147,40 @@ class Model:
         ------
         FileExistsError
             If the path exists and `overwrite` is false, or if it is no model.
+        OSError
+            If the folder cannot be written, the disk is full, or another process is writing the model.
         """
         path = Path(path)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with locked(path.with_name(f".{path.name}.lock"), f"the model {path}"):
+                self._save(path, overwrite)
+        except (FileExistsError, BlockingIOError):
+            raise
+        except (OSError, SafetensorError) as error:
+            raise OSError(
+                f"The model cannot be written to {path} ({error}): make room or save it elsewhere; what was there is "
+                "as it was."
+            ) from error
+
+    def _save(self, path: Path, overwrite: bool) -> None:
+        """Aside first and then renamed, so that a crash leaves no half a model."""
+        _restore(path)
         if path.exists() and not (overwrite and (path / CARD).exists()):
             reason = "it is no model" if overwrite else "pass overwrite=True to replace it"
             raise FileExistsError(f"{path} exists: {reason}.")
-        # Written aside and renamed, so that a crash leaves no half a model.
-        aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-        aside.mkdir(parents=True)
+        partial = path.with_name(f".{path.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
         try:
-            save_file(self._tensors(), aside / WEIGHTS)
-            (aside / CARD).write_text(json.dumps(self._card(), indent=1))
+            save_file(self._tensors(), partial / WEIGHTS)
+            (partial / CARD).write_text(json.dumps(self._card() | {"weights_sha256": _sha256(partial)}, indent=1))
             if path.exists():
-                shutil.rmtree(path)
-            os.rename(aside, path)
+                os.rename(path, _replaced(path))
+            os.rename(partial, path)
         finally:
-            shutil.rmtree(aside, ignore_errors=True)
+            shutil.rmtree(partial, ignore_errors=True)
+            _restore(path)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Model:
@@ -175,12 +194,16 @@ class Model:
             If its files are damaged, or of another format.
         """
         path = Path(path)
+        if not path.exists() and _replaced(path).exists():
+            path = _replaced(path)
         if not (path / CARD).is_file() or not (path / WEIGHTS).is_file():
             raise FileNotFoundError(f"No model at {path}: a folder with {CARD} and {WEIGHTS} is expected.")
         try:
             stored = json.loads((path / CARD).read_text())
             if (found := stored["format"]) != FORMAT:
                 raise ValueError(f"it has format {found}, this version of pixel2gene reads {FORMAT}: fit it again")
+            if (expected := stored.get("weights_sha256")) not in (None, _sha256(path)):
+                raise ValueError(f"{WEIGHTS} has not the SHA-256 {expected} that it was saved with: copy it again")
             tensors = load_file(path / WEIGHTS)
             network = Ensemble(Architecture(**_with_tuples(stored["architecture"])))
             network.load_state_dict(
@@ -237,6 +260,23 @@ class Model:
                 for name, column in self.scores.items()
             },
         }
+
+
+def _replaced(path: Path) -> Path:
+    return path.with_name(f".{path.name}.replaced")
+
+
+def _restore(path: Path) -> None:
+    """Put back a model that was set aside and not replaced, by this process or one that died."""
+    if path.exists():
+        shutil.rmtree(_replaced(path), ignore_errors=True)
+    elif _replaced(path).exists():
+        os.rename(_replaced(path), path)
+
+
+def _sha256(path: Path) -> str:
+    with open(path / WEIGHTS, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _slide(stored: dict[str, Any], fold: NDArray[np.int8]) -> TrainingSlide:

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import logging
-import os
-import shutil
-import uuid
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import anndata as ad
@@ -16,15 +11,15 @@ import dask.array as da
 import numpy as np
 import pandas as pd
 import xarray as xr
-import zarr
 from numpy.typing import NDArray
-from spatialdata import SpatialData, read_zarr
+from spatialdata import SpatialData
 from spatialdata.models import Image2DModel, Labels2DModel, TableModel
 from tqdm.dask import TqdmCallback
 
 from pixel2gene.spatial.grid import Grid
+from pixel2gene.spatial.store import KINDS, put, set_records, store_of
+from pixel2gene.spatial.store import RECORDS as RECORDS
 
-RECORDS = "pixel2gene"
 RASTER_CHUNKS = (16, 512, 512)
 
 
@@ -49,21 +44,24 @@ def get_record(sdata: SpatialData, key: str, verb: str) -> dict[str, Any]:
     return record
 
 
-def set_records(sdata: SpatialData, records: Mapping[str, Any]) -> None:
-    """Replace what verbs recorded, in this SpatialData alone: crops and subsets share their attrs with the whole."""
-    sdata.attrs = {**sdata.attrs, RECORDS: dict(records)}
-
-
-def require_new(sdata: SpatialData, keys: Iterable[str], overwrite: bool) -> None:
-    """Refuse names that are taken, unless they may be overwritten by an element of the same kind."""
+def require_new(sdata: SpatialData, keys: Mapping[str, str], overwrite: bool) -> None:
+    """Refuse names (of kinds) that are taken, unless they may be overwritten by an element of the same kind."""
     taken = [key for key in keys if key in sdata]
+    for key in taken:
+        found = _kind_of(sdata, key)
+        if found != keys[key]:
+            raise ValueError(
+                f"{key!r} is among the {found} already, and would be among the {keys[key]}; pass another key_added."
+            )
     if taken and not overwrite:
         raise ValueError(f"{taken} exist already; pass overwrite=True or another key_added.")
     foreign = [key for key in taken if key not in sdata.attrs.get(RECORDS, {})]
     if foreign:
         raise ValueError(f"{foreign} were not written by pixel2gene and are left alone; pass another key_added.")
-    if sdata.path is not None and not os.access(sdata.path, os.W_OK):
-        raise PermissionError(f"The store {sdata.path} cannot be written; copy it, or read it from a writable folder.")
+
+
+def _kind_of(sdata: SpatialData, key: str) -> str:
+    return next(kind for kind in KINDS if key in getattr(sdata, kind))
 
 
 def image_element(
@@ -131,83 +129,27 @@ def write_elements(
 ) -> None:
     """Add elements, computed block by block, and what is recorded of them; drop those that they stand instead of.
 
-    Those are recorded too: the user may yet write such an element, which is then ours.
-
-    In a backed SpatialData every element is first written whole beside the store, then moved into it by one rename;
-    an element that it replaces is set aside and comes back if the process dies in between.
+    Those are recorded too: the user may yet write such an element, which is then ours. In a backed SpatialData all is
+    written whole or not at all, see `pixel2gene.spatial.store`.
     """
-    records = {**sdata.attrs.get(RECORDS, {}), **{key: dict(record) for key in (*elements, *instead_of)}}
+    records = {key: dict(record) for key in (*elements, *instead_of)}
+    store = store_of(sdata)
     with warnings.catch_warnings():
         # The annotated element may be written in the same call, or be the user's own in the store.
         warnings.filterwarnings("ignore", message=".*annotat.*")
         with TqdmCallback(desc=label, disable=not progress, leave=False):
-            if sdata.path is None:
-                finished = {key: _computed(element) for key, element in elements.items()}
-                set_records(sdata, records)
+            if store is None:
+                computed = {key: _computed(element) for key, element in elements.items()}
             else:
-                finished = _write_to_store(sdata, elements, records, instead_of)
-        for key in [*instead_of, *finished]:
+                put(sdata, store, elements, records, instead_of)
+                computed = {}
+        for key in [*instead_of, *computed]:
             if key in sdata:
                 del sdata[key]
-        for key, element in finished.items():
+        for key, element in computed.items():
             sdata[key] = element
+    set_records(sdata, {**sdata.attrs.get(RECORDS, {}), **records})
 
 
 def _computed(element: Any) -> Any:
     return element.persist() if isinstance(element, xr.DataArray) else element
-
-
-def _write_to_store(
-    sdata: SpatialData, elements: Mapping[str, Any], records: dict[str, Any], instead_of: Sequence[str]
-) -> dict[str, Any]:
-    """Move the elements into the store, and give them back as read from there (tables as they are)."""
-    store = Path(str(sdata.path))
-    staging = store.parent / f".{store.name}.pixel2gene"
-    _recover(store, staging)
-    kinds = {key: _kind(element) for key, element in elements.items()}
-    # After a failure dask's threads finish what they are at, which must not end up in the next attempt.
-    new = staging / uuid.uuid4().hex
-    try:
-        SpatialData.init_from_elements(dict(elements)).write(new)
-        set_records(sdata, records)
-        sdata.write_attrs()
-        for key, kind in kinds.items():
-            zarr.open_group(store, mode="a").require_group(kind)
-            target, aside = store / kind / key, staging / "replaced" / kind / key
-            if target.exists():
-                aside.parent.mkdir(parents=True, exist_ok=True)
-                os.rename(target, aside)
-            os.rename(new / kind / key, target)
-        for old in (path for key in instead_of for path in store.glob(f"*/{key}")):
-            os.rename(old, new / old.parent.name / old.name)
-    finally:
-        _recover(store, staging)
-    sdata.write_consolidated_metadata()
-    fresh = _read_quietly(store, tuple({kind for kind in kinds.values() if kind != "tables"}))
-    return {key: element if kinds[key] == "tables" else fresh[key] for key, element in elements.items()}
-
-
-def _read_quietly(store: Path, kinds: tuple[str, ...]) -> SpatialData:
-    # For every labels element ome_zarr warns that it has no image as its parent; in SpatialData none has.
-    reader = logging.getLogger("ome_zarr.reader")
-    level = reader.level
-    reader.setLevel(logging.ERROR)
-    try:
-        return read_zarr(store, selection=kinds)
-    finally:
-        reader.setLevel(level)
-
-
-def _recover(store: Path, staging: Path) -> None:
-    """Put back what was set aside and not replaced, by this process or one that died, and clean up."""
-    for aside in (staging / "replaced").glob("*/*"):
-        target = store / aside.parent.name / aside.name
-        if not target.exists():
-            os.rename(aside, target)
-    shutil.rmtree(staging, ignore_errors=True)
-
-
-def _kind(element: Any) -> str:
-    if isinstance(element, ad.AnnData):
-        return "tables"
-    return "images" if "c" in element.dims else "labels"

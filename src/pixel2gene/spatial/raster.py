@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import math
 import os
 import threading
@@ -91,10 +92,7 @@ class LocalTile:
         part = slice(top, bottom), slice(left, right)
         values[:, *part] = self._described(encoder, rows, columns, inside[part])
         if kept is not None:
-            aside = kept.with_name(f"{uuid.uuid4().hex}.partial")
-            with open(aside, "wb") as file:
-                np.save(file, values)
-            os.replace(aside, kept)
+            _keep(values, kept)
         return values
 
     def _described(
@@ -108,6 +106,18 @@ class LocalTile:
                 rgb = restain(rgb, self.stain)
             with _ENCODING:
                 return embed_tile(encoder, rgb, inside, (rows.start - y0, columns.start - x0), self.overlap)
+
+
+def _keep(values: NDArray[np.float16], path: Path) -> None:
+    # By itself numpy does not say that a disk is full.
+    array = io.BytesIO()
+    np.save(array, values)
+    aside = path.with_name(f"{uuid.uuid4().hex}.partial")
+    try:
+        aside.write_bytes(array.getbuffer())
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
 
 
 def lazy_embedding(tile: LocalTile, mask: NDArray[np.bool_]) -> da.Array:

@@ -1,12 +1,10 @@
-"""What an interrupted run has finished, kept beside the store until all is."""
+"""What an interrupted run has finished, kept in the store until all is."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,24 +12,19 @@ import numpy as np
 from numpy.typing import NDArray
 from spatialdata import SpatialData
 
+from pixel2gene.spatial.store import OWN, TILES, store_of
 
-@contextmanager
-def finished_tiles(
-    sdata: SpatialData, key: str, record: Mapping[str, Any], mask: NDArray[np.bool_]
-) -> Iterator[Path | None]:
-    """Folder for the finished tiles of a raster, removed once the raster is written; None of a SpatialData in memory.
 
-    It is found again by what decides the tiles: the same `record` and `mask`. Those of other attempts at the same
-    raster go with it.
+def finished_tiles(sdata: SpatialData, key: str, record: Mapping[str, Any], mask: NDArray[np.bool_]) -> Path | None:
+    """Folder for the finished tiles of a raster; None of a SpatialData in memory.
+
+    It is found again by what decides the tiles: the same `record` and `mask`. Once the raster is in the store, it is
+    removed, and with it those of other attempts at the same raster.
     """
-    if sdata.path is None:
-        yield None
-        return
-    store = Path(str(sdata.path))
-    attempts = f".{store.name}.{key}.tiles-"
+    store = store_of(sdata)
+    if store is None:
+        return None
     known = hashlib.sha256(json.dumps(record, sort_keys=True, default=str).encode() + np.packbits(mask).tobytes())
-    folder = store.with_name(attempts + known.hexdigest()[:16])
-    folder.mkdir(exist_ok=True)
-    yield folder
-    for attempt in store.parent.glob(f"{attempts}*"):
-        shutil.rmtree(attempt, ignore_errors=True)
+    folder = store / OWN / f"{TILES}{key}-{known.hexdigest()[:16]}"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder

@@ -12,10 +12,12 @@ from pixel2gene.spatial.aggregation import aggregate as sum_over
 from pixel2gene.spatial.aggregation import find_elements, find_expression
 from pixel2gene.spatial.elements import require_new, table_element, write_elements
 from pixel2gene.spatial.geometry import affine
+from pixel2gene.spatial.store import alone
 
 UNIT = "expected counts in the covered part of each element"
 
 
+@alone
 def aggregate(
     sdata: SpatialData,
     key: str,
@@ -86,7 +88,7 @@ def aggregate(
     expression = find_expression(sdata, key, genes)
     elements = find_elements(sdata, elements_key)
     key_added = key_added or f"{key}_{elements_key}"
-    require_new(sdata, [key_added], overwrite)
+    require_new(sdata, {key_added: "tables"}, overwrite)
     image_key = expression.record["image_key"]
     to_pixels = affine(sdata, elements_key, image_key)
 

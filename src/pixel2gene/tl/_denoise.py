@@ -35,12 +35,14 @@ from pixel2gene.spatial.modelled import (
     training_slide,
 )
 from pixel2gene.spatial.platform import without_effects
+from pixel2gene.spatial.store import alone
 
 UNIT = "expected counts per unit"
 # Eight numbers in single precision while the raster is made.
 VALUE_BYTES = 32
 
 
+@alone
 def denoise(
     sdata: SpatialData,
     model: Model,
@@ -127,7 +129,9 @@ def denoise(
     source = counts_key(model, table_key)
     grid = embedded.grid
     keys = [key_added, f"{key_added}_map", f"{key_added}_superpixels"]
-    require_new(sdata, keys if source in sdata.points else keys[:2], overwrite)
+    # Transcripts are counted per superpixel.
+    kinds = ("tables", "images", "labels") if source in sdata.points else ("tables", "images")
+    require_new(sdata, dict(zip(keys, kinds, strict=False)), overwrite)
     chosen_device = choose_device(device)
     model.network.to(chosen_device)
     model = model.of_genes(chosen_genes(model, genes, min_score))

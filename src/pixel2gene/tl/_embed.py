@@ -17,8 +17,10 @@ from pixel2gene.spatial.mask import read_mask
 from pixel2gene.spatial.pixel_size import pixel_size
 from pixel2gene.spatial.raster import TILE, LocalTile, fingerprint, lazy_embedding, slide_stain
 from pixel2gene.spatial.resume import finished_tiles
+from pixel2gene.spatial.store import alone
 
 
+@alone
 def embed(
     sdata: SpatialData,
     image_key: str,
@@ -75,8 +77,8 @@ def embed(
     None. Adds ``images[key_added]``: (c, y, x) float16 on the superpixel grid of 8 µm, zero outside the tissue.
     Encoder, hash of its weights, pixel size and tissue are recorded in ``sdata.attrs["pixel2gene"][key_added]``.
 
-    Of a SpatialData in a store, tiles that are finished are kept beside it until all are, in a folder whose name starts
-    with that of the store: called again after it was interrupted, with the same arguments, `embed` goes on from there.
+    Of a SpatialData in a store, tiles that are finished are kept in its folder ``.pixel2gene`` until all are: called
+    again after it was interrupted, with the same arguments, `embed` goes on from there.
 
     Raises
     ------
@@ -101,7 +103,7 @@ def embed(
     """
     slide = open_image(sdata, image_key)
     key_added = key_added or f"{image_key}_embedding"
-    require_new(sdata, [key_added], overwrite)
+    require_new(sdata, {key_added: "images"}, overwrite)
     if tissue_key is None:
         tissue_key = f"{image_key}_tissue"
         settled = get_record(sdata, tissue_key, "tissue")
@@ -135,9 +137,9 @@ def embed(
             "stain": stain,
         },
     }
-    with finished_tiles(sdata, key_added, record, mask) as finished:
-        values = lazy_embedding(LocalTile(slide, mpp, load, share, own, finished), mask)
-        channels = [f"{chosen.name}_{i}" for i in range(values.shape[0])]
-        # Models read all channels of a superpixel at once, so that they stay together in a chunk.
-        element = image_element(values, grid, channels, chunks=(len(channels), TILE, TILE))
-        write_elements(sdata, {key_added: element}, record, progress=progress, label="embed")
+    finished = finished_tiles(sdata, key_added, record, mask)
+    values = lazy_embedding(LocalTile(slide, mpp, load, share, own, finished), mask)
+    channels = [f"{chosen.name}_{i}" for i in range(values.shape[0])]
+    # Models read all channels of a superpixel at once, so that they stay together in a chunk.
+    element = image_element(values, grid, channels, chunks=(len(channels), TILE, TILE))
+    write_elements(sdata, {key_added: element}, record, progress=progress, label="embed")

@@ -37,6 +37,7 @@ from pixel2gene.spatial.latent import (
 )
 from pixel2gene.spatial.memory import require_memory
 from pixel2gene.spatial.modelled import chosen_genes, open_for_model, slide_depth, training_slide
+from pixel2gene.spatial.store import alone
 
 UNIT = "expected counts per superpixel of 8 µm"
 # Mean and standard deviation, in single precision.
@@ -47,6 +48,7 @@ REMEDY = (
 )
 
 
+@alone
 def predict(
     sdata: SpatialData,
     model: Model,
@@ -128,7 +130,8 @@ def predict(
     keys = [key_added, *(f"{key_added}_{what}" for what in ("superpixels", "trust", "latent" if lazy else "map"))]
     # A lazy map is on disk only if the user wrote it.
     other = f"{key_added}_{'map' if lazy else 'latent'}"
-    require_new(sdata, [*keys, other], overwrite)
+    kinds = ("tables", "labels", "images", "images", "images")
+    require_new(sdata, dict(zip([*keys, other], kinds, strict=True)), overwrite)
     model = model.of_genes(chosen_genes(model, genes, min_score))
     depth = slide_depth(model, embedded)
     chosen_device = choose_device(device)

@@ -10,8 +10,10 @@ from pixel2gene.spatial.grid import SUPERPIXEL_UM, superpixel_grid
 from pixel2gene.spatial.image import open_image
 from pixel2gene.spatial.pixel_size import pixel_size
 from pixel2gene.spatial.raster import lazy_statistics
+from pixel2gene.spatial.store import alone
 
 
+@alone
 def tissue(
     sdata: SpatialData,
     image_key: str,
@@ -68,7 +70,7 @@ def tissue(
     """
     slide = open_image(sdata, image_key)
     key_added = key_added or f"{image_key}_tissue"
-    require_new(sdata, [key_added], overwrite)
+    require_new(sdata, {key_added: "labels"}, overwrite)
     mpp = pixel_size(sdata, image_key, mpp=mpp, force=force)
     grid = superpixel_grid(sdata, image_key, mpp)
     statistics = compute(lazy_statistics(slide, grid.shape, mpp), "tissue", progress)
