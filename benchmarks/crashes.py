@@ -62,7 +62,7 @@ def main(
     logging.disable()
     rows = []
     with tempfile.TemporaryDirectory() as temporary:
-        jobs = prepare(Path(temporary), side)
+        jobs = prepare(Path(temporary), side, set(verbs.split(",")))
         print(f"{'verb':<10}{'way':<14}" + "".join(f"{column:>11}" for column in COLUMNS))
         for name in verbs.split(","):
             for way in ways.split(","):
@@ -132,7 +132,7 @@ def recipe(checks: int) -> Recipe:
     return Recipe(folds=2, hidden=(16, 8), max_checks=checks)
 
 
-def prepare(folder: Path, side: int) -> dict[str, Job]:
+def prepare(folder: Path, side: int, wanted: set[str]) -> dict[str, Job]:
     """Folders for each verb, from those that come before it."""
 
     def start(new: Path) -> None:
@@ -150,9 +150,10 @@ def prepare(folder: Path, side: int) -> dict[str, Job]:
     jobs = {"embed": job(embed, bare)}
     embedded = jobs["embed"].template.with_name("after-embed")
     require(child(lambda: first_model(embedded)))
-    jobs |= {"fit": job(fit, embedded), "predict": job(predict, embedded), "denoise": job(denoise, embedded)}
+    jobs["predict"] = job(predict, embedded)
+    jobs |= {verb.__name__: job(verb, embedded) for verb in (fit, denoise) if verb.__name__ in wanted}
     predicted = folder / "after-predict"
-    return jobs | {"replace": job(replace, predicted), "aggregate": job(aggregate, predicted)}
+    return jobs | {verb.__name__: job(verb, predicted) for verb in (replace, aggregate) if verb.__name__ in wanted}
 
 
 def job(verb: Callable[[Path], None], template: Path) -> Job:

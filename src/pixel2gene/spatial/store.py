@@ -128,8 +128,8 @@ def _finish(store: Path) -> dict[str, str]:
                 kinds[key] = new[key].parent.name
                 root.require_group(kinds[key])
                 os.rename(new[key], store / kinds[key] / key)
-                for tiles in own.glob(f"{TILES}{key}-*"):
-                    shutil.rmtree(tiles, ignore_errors=True)
+        for tiles in [path for key in staged[RECORDS] for path in own.glob(f"{TILES}{key}-*")]:
+            shutil.rmtree(tiles, ignore_errors=True)
         _consolidate(store)
         os.rename(ready, own / uuid.uuid4().hex)
     for left in own.glob("*"):
