@@ -29,6 +29,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from signal import SIGCONT, SIGINT, SIGKILL, SIGSTOP
 from typing import Annotated, Any
@@ -60,6 +61,9 @@ def main(
     """Print one row per verb and way, and what went wrong."""
     warnings.simplefilter("ignore")
     logging.disable()
+    # Once, and not in every child.
+    for module in ("tl", "datasets", "core.encoders.lite0"):
+        import_module(f"pixel2gene.{module}")
     rows = []
     with tempfile.TemporaryDirectory() as temporary:
         jobs = prepare(Path(temporary), side, set(verbs.split(",")))

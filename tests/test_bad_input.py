@@ -13,7 +13,6 @@ import pytest
 import spatialdata_io
 import tifffile
 from PIL import Image
-from scipy.sparse import csr_matrix
 from spatialdata import SpatialData, deepcopy
 from spatialdata.models import Image2DModel, ShapesModel
 from spatialdata.transformations import Identity, Scale, set_transformation
@@ -43,40 +42,6 @@ def pixels(sdata: SpatialData) -> np.ndarray:
     return np.asarray(sdata["he"].data)
 
 
-def set_counts(value: float) -> Callable[[SpatialData], None]:
-    def change(sdata: SpatialData) -> None:
-        sdata["counts"].X = csr_matrix(sdata["counts"].X)
-        sdata["counts"].X.data[3] = value
-
-    return change
-
-
-def shift_counts(sdata: SpatialData) -> None:
-    bins = sdata["square_008um"]
-    bins["geometry"] = bins.translate(1e6)
-
-
-def few_units(sdata: SpatialData) -> None:
-    few = sdata["counts"][sdata["counts"].obsm["spatial"].sum(axis=1).argsort()[600:640]].copy()
-    del sdata["counts"]
-    sdata["counts"] = few
-
-
-def no_link(sdata: SpatialData) -> None:
-    table = sdata["counts"].copy()
-    del sdata["counts"]
-    del table.uns["spatialdata_attrs"]
-    sdata["counts"] = table
-
-
-def silent_genes(sdata: SpatialData) -> None:
-    sdata["counts"].X = csr_matrix(sdata["counts"].shape, dtype=np.float32)
-
-
-def nothing(sdata: SpatialData) -> None:
-    pass
-
-
 def fit(sdata: SpatialData, **options: object) -> p2g.Model:
     return p2g.tl.fit(sdata, **{"table_key": "counts", "image_key": "he", "progress": False, **options})
 
@@ -84,68 +49,6 @@ def fit(sdata: SpatialData, **options: object) -> p2g.Model:
 def swap(sdata: SpatialData) -> None:
     """Counts of a wide slide with x and y swapped."""
     sdata["square_008um"]["geometry"] = sdata["square_008um"].affine_transform([0, 1, 1, 0, 0, 0])
-
-
-def half_off(sdata: SpatialData) -> None:
-    # Half of the width is measured.
-    sdata["square_008um"]["geometry"] = sdata["square_008um"].translate(-250)
-
-
-FIT_CASES = [
-    ("unknown table", nothing, {"table_key": "nope"}, KeyError, "No 'nope' among the tables; there are ['counts']"),
-    ("unknown image", nothing, {"image_key": "nope"}, KeyError, "No 'nope_embedding' written by pixel2gene.tl.embed"),
-    ("unknown layer", nothing, {"layer": "nope"}, KeyError, "No layer 'nope' in table 'counts'"),
-    ("unknown gene", nothing, {"genes": ["nope"]}, KeyError, "were not measured: ['nope']"),
-    ("gene twice", nothing, {"genes": ["GENE0001", "GENE0001"]}, ValueError, "more than once"),
-    ("one fold", nothing, {"folds": 1}, ValueError, "at least 2"),
-    ("too many folds", few_units, {"folds": 60}, ValueError, "fewer than the 60 folds"),
-    ("normalised", set_counts(0.5), {}, ValueError, "not whole numbers, so they are not raw counts"),
-    ("negative", set_counts(-1), {}, ValueError, "negative"),
-    ("NaN", set_counts(np.nan), {}, ValueError, "NaN"),
-    ("no counts", silent_genes, {}, ValueError, "there is nothing to learn from"),
-    ("gene without counts", silent_genes, {"genes": ["GENE0001"]}, ValueError, "have no counts: ['GENE0001']"),
-    ("counts elsewhere", shift_counts, {}, ValueError, "No unit of table 'counts' overlaps image 'he'"),
-    ("most counts elsewhere", half_off, {}, ValueError, "lie on image 'he' (768 x 768 px): load the image that"),
-    ("no link", no_link, {}, ValueError, "annotates no element"),
-    ("device", nothing, {"device": "cuda:99"}, (ValueError, RuntimeError), "cuda"),
-]
-
-
-@pytest.mark.parametrize(
-    ("change", "options", "error", "message"), [case[1:] for case in FIT_CASES], ids=[case[0] for case in FIT_CASES]
-)
-def test_fit(
-    embedded: SpatialData,
-    change: Callable[[SpatialData], None],
-    options: dict[str, object],
-    error: type[Exception],
-    message: str,
-) -> None:
-    change(embedded)
-    before = fingerprint(embedded)
-    with pytest.raises(error) as caught:
-        fit(embedded, **options)
-    assert message.lower() in str(caught.value).lower()
-    assert fingerprint(embedded) == before
-
-
-IMAGE_CASES = [
-    ("16 bit", lambda x: x.astype(np.uint16) * 257, "uint16; uint8 expected"),
-    ("float", lambda x: x / 255.0, "float64; uint8 expected"),
-    ("fluorescence", lambda x: np.repeat(x, 2, axis=0), "6 channels; 3 (RGB) or 4 (RGBA) expected"),
-    ("fluorescence in RGB", lambda x: (255 - x) // 4, "Nothing on image 'he' is bright, so it is fluorescence"),
-    ("glass", lambda x: np.full_like(x, 240), "No tissue was found"),
-]
-
-
-@pytest.mark.parametrize(("change", "message"), [c[1:] for c in IMAGE_CASES], ids=[c[0] for c in IMAGE_CASES])
-def test_tissue(embedded: SpatialData, change: Callable[[np.ndarray], np.ndarray], message: str) -> None:
-    replace_image(embedded, change(pixels(embedded)))
-    before = fingerprint(embedded)
-    with pytest.raises(ValueError) as caught:
-        p2g.tl.tissue(embedded, "he", key_added="again", progress=False)
-    assert message in str(caught.value)
-    assert fingerprint(embedded) == before
 
 
 def test_bins_in_microns_are_not_taken_for_pixels(embedded: SpatialData) -> None:

@@ -11,12 +11,18 @@ def test_the_best_device_there_is(monkeypatch, cuda, best):
 
 
 def test_the_device_asked_for(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert choose_device("cpu") == torch.device("cpu")
     assert choose_device(torch.device("cuda:1")) == torch.device("cuda", 1)
 
 
 def test_a_gpu_that_is_not_there_is_refused(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(ValueError, match="torch sees no CUDA GPU"):
-        choose_device("cuda:0")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(ValueError, match="device='cuda:1' was asked for, but torch sees 1 CUDA GPUs"):
+        choose_device("cuda:1")
+
+
+@pytest.mark.parametrize("device", ["tpu9", "", 0.5])
+def test_a_device_that_there_is_not_is_refused(device):
+    with pytest.raises(ValueError, match="none that torch knows; 'cpu', 'cuda'"):
+        choose_device(device)

@@ -168,7 +168,9 @@ def test_units_beside_the_image_are_refused():
 
 
 def test_unknown_instances_are_refused():
-    with pytest.raises(KeyError, match=r"1 of 4 ids are not in the index of the element, such as \[99\]"):
+    with pytest.raises(
+        KeyError, match=r"1 of 4 ids are not in the index of the element that the table annotates, such as \[99\]"
+    ):
         read(base(bins=squares(4), table=table_of(counts_of(), ids=[0, 1, 99, 2])))
 
 
@@ -244,7 +246,12 @@ def test_genes_asked_for_come_in_that_order(units):
         (["ACTB", "ACTB", "KRT5"], 1, ValueError, r"names \['ACTB'\] more than once"),
         (["ACTB", "EPCAM"], 1, KeyError, r"1 of the genes asked for were not measured: \['EPCAM'\]; there are 6"),
         (["ACTB", "EMPTY"], 1, ValueError, r"have no counts: \['EMPTY'\]; leave them out"),
-        (None, 19, ValueError, r"None of the 6 genes has 19 counts or more \(the most is 18\)"),
+        (
+            None,
+            19,
+            ValueError,
+            r"None of the 3 genes that are no control probes has 19 counts or more \(the most is 18\)",
+        ),
     ],
 )
 def test_genes_that_cannot_be_modelled_are_refused(units, genes, least, error, message):

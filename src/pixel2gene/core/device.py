@@ -10,7 +10,15 @@ def choose_device(device: str | torch.device | None) -> torch.device:
     if device is None:
         # Not MPS, which lacks the sparse product with the overlap matrix.
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    chosen = torch.device(device)
-    if chosen.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device='cuda' was asked for, but torch sees no CUDA GPU; leave device out to use the best.")
+    try:
+        chosen = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(
+            f"device={device!r} is none that torch knows; 'cpu', 'cuda' or 'cuda:1' are: leave it out to use the best."
+        ) from error
+    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+        raise ValueError(
+            f"device={str(device)!r} was asked for, but torch sees {torch.cuda.device_count()} CUDA GPUs; leave device "
+            "out to use the best."
+        )
     return chosen

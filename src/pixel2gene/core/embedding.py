@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pixel2gene.core.arguments import require_number
 from pixel2gene.core.encoders import Encoder
 from pixel2gene.core.encoders.colour import CHANNELS as COLOUR_CHANNELS
 from pixel2gene.core.encoders.colour import colour
@@ -28,6 +29,7 @@ def choose_overlap(encoder: Encoder, overlap: float | None) -> float:
     """Take the overlap of windows asked for, or the encoder's own; a ValueError says if it can't be had."""
     if overlap is None:
         return encoder.overlap
+    require_number("overlap", overlap)
     if not 0 <= overlap < 1:
         raise ValueError(f"overlap={overlap}: a share of a window expected, from 0 to below 1.")
     if encoder.window is None and overlap > 0:

@@ -126,6 +126,9 @@ class Model:
         """The same model, of some of its genes."""
         if names == self.genes:
             return self
+        unknown = [name for name in names if name not in self.scores.index]
+        if unknown:
+            raise KeyError(f"The model lacks {unknown[:5]}; it has {len(self.genes)} genes, such as {self.genes[:5]}.")
         network = self.network.of_genes(pd.Index(self.genes).get_indexer(pd.Index(names)))
         return dataclasses.replace(self, genes=names, network=network, scores=self.scores.loc[names])
 
@@ -200,6 +203,8 @@ class Model:
             raise FileNotFoundError(f"No model at {path}: a folder with {CARD} and {WEIGHTS} is expected.")
         try:
             stored = json.loads((path / CARD).read_text())
+            if not isinstance(stored, dict):
+                raise ValueError(f"{CARD} holds no JSON object: copy it again")
             if (found := stored["format"]) != FORMAT:
                 raise ValueError(f"it has format {found}, this version of pixel2gene reads {FORMAT}: fit it again")
             if (expected := stored.get("weights_sha256")) not in (None, _sha256(path)):

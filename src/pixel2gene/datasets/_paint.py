@@ -102,8 +102,10 @@ def paint(shape: tuple[int, int], mpp: float = 0.5, seed: int = 0) -> Painting:
     -------
     The picture, its compartments and its nuclei.
     """
-    if min(shape) < 256:
-        raise ValueError(f"size {tuple(shape)} is too small to paint tissue on: give at least 256 pixels a side.")
+    if not (isinstance(shape, tuple | list) and len(shape) == 2 and min(shape) >= 256):
+        raise ValueError(
+            f"size {shape} is no (height, width), or too small to paint tissue on: give at least 256 pixels a side."
+        )
     if not 0.2 <= mpp <= 1:
         raise ValueError(f"mpp {mpp} cannot be painted: give a pixel size from 0.2 to 1 µm.")
     rng = np.random.default_rng(seed)

@@ -21,6 +21,8 @@ from spatialdata import SpatialData
 from spatialdata.models import Image2DModel, Labels2DModel, PointsModel, ShapesModel, TableModel
 from spatialdata.transformations import BaseTransformation, Identity, Scale, Sequence
 
+from pixel2gene.core.arguments import require_whole
+
 from ._paint import CELL_TYPES, COMPARTMENTS, EOSIN, GLASS, HAEMATOXYLIN, LAYOUT_UM, Painting, paint, smooth_field
 
 SUPERPIXEL_UM = 8.0
@@ -255,6 +257,8 @@ def simulate(
     >>> sorted(sdata.images), sorted(sdata.shapes), sorted(sdata.tables)
     (['he', 'truth'], ['spots'], ['counts'])
     """
+    require_whole("seed", seed)
+    require_whole("biology", biology)
     _check(platform, profile, n_genes, counts_per_superpixel, visible, mpp)
     _check_artefacts(platform, stripes, diffusion_um, capture)
     parameters: dict[str, Any] = {

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -40,6 +42,35 @@ def counts_table(frame: pd.DataFrame, path: Path) -> ad.AnnData:
     return ad.AnnData(counts, obs=pd.DataFrame(index=frame.index), var=pd.DataFrame(index=frame.columns.astype(str)))
 
 
+def read_tsv(path: Path, *, named: bool) -> pd.DataFrame:
+    """Tab-separated table, plain or gzipped; with `named`, rows by their first column.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If it is no table, or names a column twice.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no table {path}; give the path of a tab-separated one.")
+    try:
+        header = pd.read_csv(path, sep="\t", header=None, nrows=1, dtype=str).iloc[0]
+        # Thousands of columns: pandas is many times slower when it infers their types block by block.
+        frame = pd.read_csv(path, sep="\t", index_col=0 if named else None, low_memory=False)
+    except (OSError, EOFError, ValueError, LookupError, zlib.error) as error:
+        raise ValueError(f"{path} cannot be read as a table ({first_line(error)}); write it again.") from error
+    twice = header[header.duplicated() & header.notna()].unique().tolist()
+    if twice:
+        raise ValueError(f"{path} names {len(twice)} columns more than once, such as {twice[:3]}; make them unique.")
+    return frame
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of a library says, without its advice."""
+    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(" .:")
+
+
 def read_rgb(path: Path) -> NDArray[np.uint8]:
     """(3, y, x)."""
     # imread would take a missing path for the name of a plugin's resource and complain of that.
@@ -49,8 +80,10 @@ def read_rgb(path: Path) -> NDArray[np.uint8]:
     limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
     try:
         pixels = imread(path)
-    except (OSError, SyntaxError) as error:
-        raise ValueError(f"{path} cannot be read as an image ({error}); copy or export it again.") from error
+    except (OSError, SyntaxError, ValueError, TypeError, LookupError, RuntimeError, struct.error) as error:
+        raise ValueError(
+            f"{path} cannot be read as an image ({first_line(error)}); copy or export it again."
+        ) from error
     finally:
         Image.MAX_IMAGE_PIXELS = limit
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] not in (3, 4):

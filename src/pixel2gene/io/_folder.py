@@ -16,7 +16,16 @@ from spatialdata import SpatialData
 from spatialdata.models import ShapesModel
 from spatialdata.transformations import Identity, Scale
 
-from pixel2gene.io._files import CHUNKS, counts_table, image_element, read_rgb, require_on_image, require_unique
+from pixel2gene.io._files import (
+    CHUNKS,
+    counts_table,
+    first_line,
+    image_element,
+    read_rgb,
+    read_tsv,
+    require_on_image,
+    require_unique,
+)
 from pixel2gene.spatial.elements import table_element
 
 _TABLES = ("tsv", "parquet")
@@ -129,18 +138,18 @@ def _radius(path: Path, mpp: float) -> float:
 
 def _frame(path: Path) -> pd.DataFrame:
     """Table whose index names the units."""
-    try:
-        if path.suffix == ".parquet":
-            frame = pd.read_parquet(path)
-        else:
-            # Thousands of columns: pandas is many times slower when it infers their types block by block.
-            frame = pd.read_csv(path, sep="\t", index_col=0, low_memory=False)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read as a table ({error}); write it again.") from error
+    frame = _read_parquet(path) if path.suffix == ".parquet" else read_tsv(path, named=True)
     if frame.empty:
         raise ValueError(f"{path} holds no values; a table with one row per unit, named by its index, is expected.")
     frame.index = frame.index.astype(str)
     return frame
+
+
+def _read_parquet(path: Path) -> pd.DataFrame:
+    try:
+        return pd.read_parquet(path)
+    except (OSError, ValueError, LookupError) as error:
+        raise ValueError(f"{path} cannot be read as a table ({first_line(error)}); write it again.") from error
 
 
 def _places(path: Path, units: pd.Index, counts: Path) -> pd.DataFrame:
@@ -188,6 +197,7 @@ def _lazy_rgb(path: Path) -> da.Array:
             lazy[:, corner, corner].compute()
     except (OSError, ValueError, RuntimeError, tifffile.TiffFileError) as error:
         raise ValueError(
-            f"{path} cannot be read as an RGB image ({error}); export it as a tiled TIFF with 8 bits per channel."
+            f"{path} cannot be read as an RGB image ({first_line(error)}); export it as a tiled TIFF with 8 bits per "
+            "channel."
         ) from error
     return lazy[:3]

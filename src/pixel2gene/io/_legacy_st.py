@@ -14,7 +14,7 @@ from spatialdata import SpatialData
 from spatialdata.models import ShapesModel
 from spatialdata.transformations import Identity, Scale
 
-from pixel2gene.io._files import counts_table, image_element, read_rgb, require_on_image, require_unique
+from pixel2gene.io._files import counts_table, image_element, read_rgb, read_tsv, require_on_image, require_unique
 from pixel2gene.spatial.elements import table_element
 
 _STRETCH = 1.05
@@ -107,8 +107,7 @@ def legacy_st(
 
 
 def _read_counts(path: Path) -> ad.AnnData:
-    # Thousands of columns: pandas is many times slower when it infers their types block by block.
-    frame = pd.read_csv(path, sep="\t", index_col=0, low_memory=False)
+    frame = read_tsv(path, named=True)
     if frame.empty:
         raise ValueError(f"{path} holds no counts; a tab-separated table of spots by genes is expected.")
     frame.index = frame.index.astype(str)
@@ -117,7 +116,7 @@ def _read_counts(path: Path) -> ad.AnnData:
 
 def _read_spots(path: Path) -> pd.DataFrame:
     """Spots in use, named as in the table of counts."""
-    frame = pd.read_csv(path, sep="\t")
+    frame = read_tsv(path, named=False)
     missing = [column for column in ("x", "y", "pixel_x", "pixel_y") if column not in frame]
     if missing:
         raise ValueError(f"{path} lacks the columns {missing}; there are {list(frame.columns)}.")

@@ -121,7 +121,8 @@ def find_expression(sdata: SpatialData, key: str, genes: Sequence[str] | None) -
     known = sorted(name for name in sdata.tables if records.get(name, {}).get("verb") in WRITERS)
     if key not in known:
         raise KeyError(
-            f"No table {key!r} written by pixel2gene.tl.predict or pixel2gene.tl.denoise; they wrote {known}."
+            f"No table {key!r} written by pixel2gene.tl.predict or pixel2gene.tl.denoise; they wrote {known}: name one "
+            "of those, or run one first."
         )
     table, record = get_table(sdata, key), records[key]
     if table.X is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -17,15 +18,17 @@ from spatialdata.models import Image2DModel, Labels2DModel, TableModel
 from tqdm.dask import TqdmCallback
 
 from pixel2gene.spatial.grid import Grid
-from pixel2gene.spatial.store import KINDS, put, set_records, store_of
+from pixel2gene.spatial.store import KINDS, put, require_spatialdata, set_records, store_of
 from pixel2gene.spatial.store import RECORDS as RECORDS
 
+_NAME = re.compile(r"(?!__|\.+$)[\w.-]+")
 RASTER_CHUNKS = (16, 512, 512)
 
 
 def get_table(sdata: SpatialData, table_key: str) -> ad.AnnData:
     """Look up a table; a KeyError lists those there are."""
-    if table_key not in sdata.tables:
+    require_spatialdata(sdata)
+    if not isinstance(table_key, str) or table_key not in sdata.tables:
         raise KeyError(f"No {table_key!r} among the tables; there are {sorted(sdata.tables)}.")
     table: ad.AnnData = sdata.tables[table_key]
     return table
@@ -33,8 +36,9 @@ def get_table(sdata: SpatialData, table_key: str) -> ad.AnnData:
 
 def get_record(sdata: SpatialData, key: str, verb: str) -> dict[str, Any]:
     """What a verb recorded of the element that it wrote; a KeyError says which verb writes it."""
+    require_spatialdata(sdata)
     records = sdata.attrs.get(RECORDS, {})
-    if key not in sdata or records.get(key, {}).get("verb") != verb:
+    if not isinstance(key, str) or key not in sdata or records.get(key, {}).get("verb") != verb:
         known = sorted(name for name, record in records.items() if name in sdata and record["verb"] == verb)
         raise KeyError(
             f"No {key!r} written by pixel2gene.tl.{verb}; it wrote {known}. Run pixel2gene.tl.{verb} first, or name "
@@ -45,7 +49,13 @@ def get_record(sdata: SpatialData, key: str, verb: str) -> dict[str, Any]:
 
 
 def require_new(sdata: SpatialData, keys: Mapping[str, str], overwrite: bool) -> None:
-    """Refuse names (of kinds) that are taken, unless they may be overwritten by an element of the same kind."""
+    """Refuse names (of kinds) that are none, or taken and may not be overwritten by an element of that kind."""
+    for key in keys:
+        if not isinstance(key, str) or not _NAME.fullmatch(key):
+            raise ValueError(
+                f"{key!r} is no name of an element; letters, digits, dots, hyphens and underscores are expected: pass "
+                "another key_added."
+            )
     taken = [key for key in keys if key in sdata]
     for key in taken:
         found = _kind_of(sdata, key)

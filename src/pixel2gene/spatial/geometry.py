@@ -10,6 +10,8 @@ from numpy.typing import ArrayLike, NDArray
 from spatialdata import SpatialData, get_pyramid_levels
 from spatialdata.transformations import get_transformation
 
+from pixel2gene.spatial.store import require_spatialdata
+
 _TOLERANCE_PX = 0.5
 _TOLERANCE_SHEAR = 0.01
 
@@ -63,13 +65,15 @@ def affine(sdata: SpatialData, element_key: str, image_key: str) -> NDArray[np.f
     return maps[0]
 
 
-def square_pixels(matrix: ArrayLike) -> float:
+def square_pixels(matrix: ArrayLike, name: str = "The transform") -> float:
     """Scale of a similarity transform: rotation, reflection, uniform scale, translation.
 
     Parameters
     ----------
     matrix
         Affine matrix (3, 3) on (x, y, 1).
+    name
+        By which the error calls it.
 
     Returns
     -------
@@ -83,8 +87,9 @@ def square_pixels(matrix: ArrayLike) -> float:
     large, small = np.linalg.svd(np.asarray(matrix, dtype=float)[:2, :2], compute_uv=False)
     if not 0 < large <= small * (1 + _TOLERANCE_SHEAR):
         raise ValueError(
-            f"The transform scales lengths by {small:.6g} to {large:.6g} depending on their direction; a similarity "
-            "(rotation, reflection, uniform scale, translation) was expected."
+            f"{name} scales lengths by {small:.6g} to {large:.6g} depending on their direction; a similarity "
+            "(rotation, reflection, uniform scale, translation) was expected: correct it with "
+            "spatialdata.transformations.set_transformation."
         )
     return float(np.sqrt(large * small))
 
@@ -132,8 +137,11 @@ def get_element(sdata: SpatialData, key: str, *kinds: str) -> Any:
     ------
     KeyError
         If the key is missing.
+    TypeError
+        If it is no SpatialData.
     """
+    require_spatialdata(sdata)
     known = {name: element for kind in kinds for name, element in getattr(sdata, kind).items()}
-    if key not in known:
+    if not isinstance(key, str) or key not in known:
         raise KeyError(f"No {key!r} among the {', '.join(kinds)}; there are {sorted(known)}.")
     return known[key]

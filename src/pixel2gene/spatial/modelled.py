@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from spatialdata import SpatialData
 
+from pixel2gene.core.arguments import require_genes, require_number
 from pixel2gene.core.model import Model, TrainingSlide
 from pixel2gene.core.paper import PaperRecipe
 from pixel2gene.core.regression import Measurement, predict_units
@@ -23,10 +24,20 @@ from pixel2gene.spatial.units import Units, measured_units
 
 def open_for_model(sdata: SpatialData, model: Model, image_key: str | None, embedding_key: str | None) -> Embedded:
     """Find the embedding that a model is to read, under the keys of its training unless others are given."""
+    require_model(model)
     key = model.inputs["embedding_key"] if embedding_key is None and image_key is None else embedding_key
     embedded = open_embedding(sdata, image_key or str(model.inputs["image_key"]), key)
     require_same_embedding(model, embedded)
     return embedded
+
+
+def require_model(model: object, name: str = "model") -> None:
+    """Refuse what is no model, by name."""
+    if not isinstance(model, Model):
+        raise TypeError(
+            f"{name} is a {type(model).__name__}; a Model is expected, as pixel2gene.tl.fit and pixel2gene.Model.load "
+            "return."
+        )
 
 
 def measure_for_model(
@@ -70,19 +81,18 @@ def chosen_genes(model: Model, genes: Sequence[str] | None, min_score: float | N
     KeyError
         If the model lacks a gene.
     ValueError
-        If no gene has the score.
+        If no gene has the score, or the genes are no list of different names.
     """
+    require_genes(genes)
+    require_number("min_score", min_score)
     names = list(model.genes if genes is None else genes)
-    unknown = [name for name in names if name not in model.scores.index]
-    if unknown:
-        raise KeyError(f"The model lacks {unknown[:5]}; it has {len(model.genes)} genes, such as {model.genes[:5]}.")
     if min_score is None:
         return names
-    scores = model.scores.loc[names, "pearson"]
+    scores = model.of_genes(names).scores["pearson"]
     if not (scores >= min_score).any():
         raise ValueError(
             f"None of the {len(names)} genes has a held-out Pearson of min_score={min_score}; the best has "
-            f"{scores.max():.3f}."
+            f"{scores.max():.3f}: lower it, or leave it out."
         )
     return [name for name in names if scores[name] >= min_score]
 

@@ -229,7 +229,10 @@ def positions_of(index: pd.Index[Any], ids: ArrayLike) -> NDArray[np.intp]:
     missing = int((positions < 0).sum())
     if missing:
         first = np.asarray(ids)[positions < 0][:3].tolist()
-        raise KeyError(f"{missing} of {len(positions)} ids are not in the index of the element, such as {first}.")
+        raise KeyError(
+            f"{missing} of {len(positions)} ids are not in the index of the element that the table annotates, "
+            f"such as {first}: subset both together, as spatialdata.match_table_to_element does."
+        )
     return positions
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
+from numbers import Real
 from typing import NamedTuple
 
 import geopandas as gpd
@@ -59,12 +60,12 @@ def pixel_size(sdata: SpatialData, image_key: str, *, mpp: float | None = None, 
     ValueError
         If the size is unknown, contradictory, not positive, or implausible (coarser than 1 or finer than 0.05).
     """
-    if mpp is not None and not 0 < mpp < np.inf:
-        raise ValueError(f"mpp={mpp} is no pixel size; a positive number of µm per pixel is expected.")
+    if mpp is not None and not (isinstance(mpp, Real) and 0 < mpp < np.inf):
+        raise ValueError(f"mpp={mpp!r} is no pixel size; a positive number of µm per pixel is expected.")
     get_element(sdata, image_key, "images")
     if mpp is not None and force:
         return float(mpp)
-    said = [] if mpp is None else [Evidence("mpp as given", mpp)]
+    said: list[Evidence] = [] if mpp is None else [Evidence("mpp as given", mpp)]
     found = said + evidence(sdata, image_key)
     if not found:
         raise ValueError(
@@ -129,7 +130,7 @@ def evidence(sdata: SpatialData, image_key: str) -> list[Evidence]:
     get_element(sdata, image_key, "images")
     systems = system_matrices(sdata, image_key)
     found = [
-        Evidence(f"transform to {name!r}", square_pixels(matrix))
+        Evidence(f"transform to {name!r}", square_pixels(matrix, f"The transform of image {image_key!r} to {name!r}"))
         for name, matrix in systems.items()
         if _MICRONS.fullmatch(name)
     ]

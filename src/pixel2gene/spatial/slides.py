@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from spatialdata import SpatialData
 
+from pixel2gene.spatial.store import require_spatialdata
+
 
 @dataclass(frozen=True)
 class Capture:
@@ -24,12 +26,18 @@ def by_name(sdata: SpatialData | Sequence[SpatialData] | Mapping[str, SpatialDat
     ------
     ValueError
         If there is no slide.
+    TypeError
+        If one is no SpatialData.
     """
     if isinstance(sdata, SpatialData):
         return {"slide": sdata}
+    if isinstance(sdata, str) or not isinstance(sdata, Mapping | Sequence):
+        require_spatialdata(sdata)
     named = dict(sdata) if isinstance(sdata, Mapping) else {f"slide_{i}": one for i, one in enumerate(sdata)}
     if not named:
         raise ValueError("No slide was given: pass a SpatialData, or a list or dict of them.")
+    for name, one in named.items():
+        require_spatialdata(one, f"Slide {name!r}")
     return named
 
 
@@ -45,7 +53,7 @@ def captures_of(slides: Mapping[str, SpatialData], table_key: str | Sequence[str
     ValueError
         If no table is named, or one twice.
     """
-    keys = [table_key] if isinstance(table_key, str) else list(table_key)
+    keys = list(table_key) if isinstance(table_key, Sequence) and not isinstance(table_key, str) else [table_key]
     if not keys or len(set(keys)) < len(keys):
         raise ValueError(f"The tables {keys} were given: name at least one in table_key, and none twice.")
     captures = {}

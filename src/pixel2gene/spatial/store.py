@@ -60,11 +60,11 @@ def alone[Verb: Callable[..., None]](verb: Verb) -> Verb:
     return cast(Verb, with_store)
 
 
-def require_spatialdata(sdata: object) -> None:
-    """Refuse what is no SpatialData."""
+def require_spatialdata(sdata: object, name: str = "sdata") -> None:
+    """Refuse what is no SpatialData, by name."""
     if not isinstance(sdata, SpatialData):
         raise TypeError(
-            f"sdata is a {type(sdata).__name__}; a SpatialData is expected, such as spatialdata.read_zarr returns."
+            f"{name} is a {type(sdata).__name__}; a SpatialData is expected, such as spatialdata.read_zarr returns."
         )
 
 

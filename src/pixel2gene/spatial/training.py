@@ -14,6 +14,7 @@ from scipy.sparse import block_diag, csc_array, csr_array, vstack
 from spatialdata import SpatialData
 
 from pixel2gene import __version__
+from pixel2gene.core.arguments import require_genes, require_number, require_whole
 from pixel2gene.core.device import choose_device
 from pixel2gene.core.ensemble import Ensemble
 from pixel2gene.core.model import Model, TrainingSlide
@@ -26,7 +27,7 @@ from pixel2gene.core.uncertainty import held_out_uncertainty
 from pixel2gene.spatial.embedded import Embedded, open_embedding
 from pixel2gene.spatial.folds import block_folds, fold_of, region_folds
 from pixel2gene.spatial.measured import Measured, measure
-from pixel2gene.spatial.modelled import require_same_embedding, training_slide
+from pixel2gene.spatial.modelled import require_model, require_same_embedding, training_slide
 from pixel2gene.spatial.platform import find_capture, seeks_capture, with_capture, with_effects
 from pixel2gene.spatial.slides import captures_of
 from pixel2gene.spatial.units import Units, measured_units, select_genes
@@ -56,6 +57,12 @@ def train(
     progress: bool,
 ) -> Model:
     """Fit a model, see `pixel2gene.tl.fit`."""
+    require_genes(genes)
+    require_number("min_counts", min_counts)
+    require_whole("folds", folds, 2)
+    require_whole("seed", seed)
+    if reference is not None:
+        require_model(reference, "reference")
     chosen = _chosen_recipe(recipe, folds, library_size)
     _check(chosen, join, reference)
     if isinstance(chosen, Recipe) and reference is not None:
@@ -234,6 +241,8 @@ def _chosen_recipe(
         if recipe not in RECIPES:
             raise ValueError(f"There is no recipe {recipe!r}: choose from {list(RECIPES)}.")
         recipe = RECIPES[recipe]()
+    if not isinstance(recipe, Recipe | PaperRecipe):
+        raise ValueError(f"recipe={recipe!r} given; one of {list(RECIPES)}, a Recipe or a PaperRecipe is expected.")
     return replace(
         recipe,
         folds=recipe.folds if folds is None else folds,

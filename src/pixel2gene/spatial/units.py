@@ -14,6 +14,7 @@ from scipy import ndimage
 from scipy.sparse import csr_array, vstack
 from spatialdata import SpatialData
 
+from pixel2gene.core.arguments import require_genes
 from pixel2gene.spatial.elements import get_table
 from pixel2gene.spatial.geometry import affine, get_element, raster_levels
 from pixel2gene.spatial.grid import Grid
@@ -154,12 +155,12 @@ def select_genes(units: Units, genes: list[str] | None, min_counts: int) -> NDAr
         chosen = np.flatnonzero((totals >= min_counts) & ~control)
         if len(chosen) == 0:
             raise ValueError(
-                f"None of the {len(totals)} genes has {min_counts} counts or more (the most is "
-                f"{totals.max(initial=0):g}): there is nothing to learn from."
+                f"None of the {int((~control).sum())} genes that are no control probes has {min_counts} counts or more "
+                f"(the most is {totals[~control].max(initial=0):g}): there is nothing to learn from; check the table, "
+                "or lower min_counts."
             )
         return chosen
-    if len(set(genes)) < len(genes):
-        raise ValueError(f"genes= names {sorted({g for g in genes if genes.count(g) > 1})[:5]} more than once.")
+    require_genes(genes)
     chosen = units.genes.get_indexer(pd.Index(genes))
     if (chosen < 0).any():
         missing = [gene for gene, position in zip(genes, chosen, strict=True) if position < 0]
@@ -197,7 +198,7 @@ def _counts(table: ad.AnnData, key: str, layer: str | None) -> csr_array:
     if layer is not None and layer not in table.layers:
         raise KeyError(f"No layer {layer!r} in table {key!r}; there are {_layers(table)}.")
     if table.n_obs == 0 or table.n_vars == 0:
-        raise ValueError(f"Table {key!r} is empty ({table.n_obs} units, {table.n_vars} genes).")
+        raise ValueError(f"Table {key!r} is empty ({table.n_obs} units, {table.n_vars} genes); counts are expected.")
     if not table.var_names.is_unique:
         twice = table.var_names[table.var_names.duplicated()][:5].tolist()
         raise ValueError(f"Table {key!r} has gene names more than once, such as {twice}: call var_names_make_unique().")

@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 from spatialdata import SpatialData
 
+from pixel2gene.core.arguments import require_whole
 from pixel2gene.core.calibration import Calibration, negative_binomial_transform
 from pixel2gene.core.device import choose_device
 from pixel2gene.core.model import Model
@@ -78,6 +79,7 @@ def calibration(
     >>> table.loc[table["nominal"] == 0.9, ["decile", "covered"]].columns.tolist()
     ['decile', 'covered']
     """
+    require_whole("seed", seed)
     chosen_device = choose_device(device)
     embedded = open_for_model(sdata, model, image_key, embedding_key)
     part, _, measured = measure_for_model(sdata, model, embedded, table_key, layer)

@@ -5,6 +5,7 @@ import warnings
 from spatialdata import SpatialData
 
 from pixel2gene.core.alignment import Alignment
+from pixel2gene.core.arguments import require_number
 from pixel2gene.spatial.alignment import measure_alignment, mirrored
 from pixel2gene.spatial.pixel_size import pixel_size
 
@@ -80,6 +81,7 @@ def check_alignment(
     >>> bool(found.off)
     False
     """
+    require_number("max_shift", max_shift)
     if not max_shift >= 20:
         raise ValueError(f"max_shift={max_shift} given; 20 µm or more are expected, to tell a peak from its sides.")
     mpp = pixel_size(sdata, image_key, mpp=mpp, force=force)

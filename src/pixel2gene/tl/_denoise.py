@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from spatialdata import SpatialData
 
 from pixel2gene import __version__
+from pixel2gene.core.arguments import require_whole
 from pixel2gene.core.denoising import SMALLEST, Gaps, denoise_counts
 from pixel2gene.core.device import choose_device
 from pixel2gene.core.model import Model
@@ -125,6 +126,7 @@ def denoise(
     >>> bool((sources.sum(axis=1) - 1).abs().max() < 1e-4)
     True
     """
+    require_whole("seed", seed)
     embedded = open_for_model(sdata, model, image_key, embedding_key)
     source = counts_key(model, table_key)
     grid = embedded.grid

@@ -112,6 +112,8 @@ def embed(
     mpp = pixel_size(sdata, image_key, mpp=mpp, force=force)
     grid = superpixel_grid(sdata, image_key, mpp)
     mask = read_mask(sdata, tissue_key, image_key, grid)
+    if not isinstance(encoder, str | os.PathLike):
+        raise ValueError(f"encoder={encoder!r} given; a name among pixel2gene.encoders(), or a folder, is expected.")
     load = partial(shared_encoder, os.fspath(encoder), choose_device(device))
     chosen = load()
     share = choose_overlap(chosen, overlap)

@@ -176,7 +176,7 @@ def hipt_from_folder(folder: Path, device: torch.device) -> Hipt:
     if missing:
         raise ValueError(
             f"The folder {folder} holds neither config.json and model.safetensors of a vision transformer nor "
-            f"{LOCAL_FILE} and {GLOBAL_FILE} of HIPT ({missing} missing)."
+            f"{LOCAL_FILE} and {GLOBAL_FILE} of HIPT ({missing} missing): add them."
         )
     try:
         local, regional = (_read(file) for file in files)
