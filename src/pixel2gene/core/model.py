@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
-from torch import from_numpy
 
 from pixel2gene.core.card import Card, card
 from pixel2gene.core.ensemble import Architecture, Ensemble
@@ -25,8 +25,11 @@ from pixel2gene.core.paper import RECIPES, PaperRecipe
 from pixel2gene.core.platform import NO_EFFECTS, Platform
 from pixel2gene.core.regression import History, Recipe
 from pixel2gene.core.trust import Familiarity
+from pixel2gene.core.typed import require_types
 
 FORMAT = 2
+# What is raised where a file says other things than it should.
+DAMAGED = (ArithmeticError, AttributeError, LookupError, RuntimeError, SafetensorError, TypeError)
 WEIGHTS, CARD = "weights.safetensors", "model.json"
 FAMILIARITY = "familiarity."
 
@@ -210,18 +213,12 @@ class Model:
             if (expected := stored.get("weights_sha256")) not in (None, _sha256(path)):
                 raise ValueError(f"{WEIGHTS} has not the SHA-256 {expected} that it was saved with: copy it again")
             tensors = load_file(path / WEIGHTS)
-            network = Ensemble(Architecture(**_with_tuples(stored["architecture"])))
-            network.load_state_dict(
-                {name[8:]: from_numpy(value) for name, value in tensors.items() if name.startswith("network.")}
-            )
-            if network.architecture.genes != len(stored["genes"]):
-                raise ValueError(f"it has {len(stored['genes'])} genes but {network.architecture.genes} outputs")
-            return cls(
+            model = cls(
                 genes=stored["genes"],
                 encoder=stored["encoder"],
                 inputs=stored["inputs"],
                 recipe=_recipe(stored["recipe"]),
-                network=network.eval(),
+                network=_network(Architecture(**_with_tuples(stored["architecture"])), tensors),
                 slides=[_slide(slide, tensors[f"fold.{i}"]) for i, slide in enumerate(stored["slides"])],
                 scores=pd.DataFrame(stored["scores"], index=pd.Index(stored["genes"], name="gene"), dtype=float),
                 history=History(**stored["history"]),
@@ -229,8 +226,11 @@ class Model:
                 familiarity=_familiarity(tensors),
                 reference=stored["reference"],
             )
-        except (AttributeError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
-            raise ValueError(f"The model at {path} cannot be read: {error}.") from error
+            require_types(model)
+            _require_consistent(model)
+            return model
+        except (*DAMAGED, OSError, ValueError) as error:
+            raise ValueError(f"The model at {path} cannot be read: {_first_line(error)}.") from error
 
     def _tensors(self) -> dict[str, NDArray[Any]]:
         weights = {f"network.{name}": value.cpu().numpy() for name, value in self.network.state_dict().items()}
@@ -282,6 +282,34 @@ def _restore(path: Path) -> None:
 def _sha256(path: Path) -> str:
     with open(path / WEIGHTS, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+
+
+def _network(architecture: Architecture, tensors: dict[str, NDArray[Any]]) -> Ensemble:
+    """Built without memory first, so that sizes that are not those of the weights take none."""
+    require_types(architecture)
+    with torch.device("meta"):
+        network = Ensemble(architecture)
+    own = {name[8:]: torch.from_numpy(value).float() for name, value in tensors.items() if name.startswith("network.")}
+    network.load_state_dict(own, assign=True)
+    return network.eval()
+
+
+def _require_consistent(model: Model) -> None:
+    architecture = model.network.architecture
+    if architecture.genes != len(model.genes):
+        raise ValueError(f"it has {len(model.genes)} genes but {architecture.genes} outputs")
+    if len(set(model.genes)) < len(model.genes) or "pearson" not in model.scores:
+        raise ValueError("its genes or their scores are not those of a model")
+    if model.encoder.get("channels") != architecture.channels or not isinstance(model.encoder.get("name"), str):
+        raise ValueError(f"its encoder is not one of {architecture.channels} channels")
+    if not model.history.step or len(model.history.step) != len(model.history.deviance):
+        raise ValueError("its history is not that of a training")
+    if any(slide.fold.ndim != 2 or slide.side < 1 for slide in model.slides):
+        raise ValueError("its folds are not those of slides")
 
 
 def _slide(stored: dict[str, Any], fold: NDArray[np.int8]) -> TrainingSlide:

@@ -31,6 +31,7 @@ from pixel2gene.spatial.elements import table_element
 _TABLES = ("tsv", "parquet")
 _PICTURES = ("jpg", "jpeg", "png")
 _TIFFS = ("tif", "tiff", "ome.tif", "btf")
+MOST_OF_A_NUMBER = 1000
 _FINEST, _COARSEST = 0.05, 10.0  # µm per pixel
 
 
@@ -116,7 +117,8 @@ def _find(path: Path, stem: str, suffixes: tuple[str, ...]) -> Path:
 
 
 def _number(path: Path) -> float:
-    text = path.read_text().strip()
+    with open(path, errors="replace") as file:
+        text = file.read(MOST_OF_A_NUMBER).strip()
     try:
         value = float(text)
     except ValueError:

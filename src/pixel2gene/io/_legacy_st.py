@@ -126,7 +126,7 @@ def _read_spots(path: Path) -> pd.DataFrame:
         raise ValueError(f"{path} holds no spots with selected == 1; select the spots under the tissue first.")
     numbers = frame[["x", "y", "pixel_x", "pixel_y"]].apply(pd.to_numeric, errors="coerce")
     position = numbers[["x", "y"]]
-    if numbers.isna().any(axis=None) or (position != position.round()).any(axis=None):
+    if not np.isfinite(numbers.to_numpy(float)).all() or (position != position.round()).any(axis=None):
         raise ValueError(
             f"{path} holds positions that are no numbers, or fractions in x or y; whole array positions x and y, and "
             "pixel positions pixel_x and pixel_y, are expected."

@@ -21,6 +21,7 @@ from pixel2gene.spatial.grid import Grid
 from pixel2gene.spatial.store import KINDS, put, require_spatialdata, set_records, store_of
 from pixel2gene.spatial.store import RECORDS as RECORDS
 
+_RECORDED = {"image_key": str, "mpp": float, "encoder": dict | str, "fingerprint": str}
 _NAME = re.compile(r"(?!__|\.+$)[\w.-]+")
 RASTER_CHUNKS = (16, 512, 512)
 
@@ -38,13 +39,18 @@ def get_record(sdata: SpatialData, key: str, verb: str) -> dict[str, Any]:
     """What a verb recorded of the element that it wrote; a KeyError says which verb writes it."""
     require_spatialdata(sdata)
     records = sdata.attrs.get(RECORDS, {})
+    if not isinstance(records, dict) or not all(isinstance(one, dict) for one in records.values()):
+        raise ValueError(f"sdata.attrs[{RECORDS!r}] is damaged: delete it, and run the verbs of pixel2gene again.")
     if not isinstance(key, str) or key not in sdata or records.get(key, {}).get("verb") != verb:
-        known = sorted(name for name, record in records.items() if name in sdata and record["verb"] == verb)
+        known = sorted(name for name, record in records.items() if name in sdata and record.get("verb") == verb)
         raise KeyError(
             f"No {key!r} written by pixel2gene.tl.{verb}; it wrote {known}. Run pixel2gene.tl.{verb} first, or name "
             "the element that it wrote."
         )
     record: dict[str, Any] = records[key]
+    for name, kind in _RECORDED.items():
+        if (name in record or verb == "embed") and not isinstance(record.get(name), kind):
+            raise ValueError(f"What is recorded of {key!r} is damaged ({name}): run pixel2gene.tl.{verb} again.")
     return record
 
 

@@ -181,8 +181,17 @@ def hipt_from_folder(folder: Path, device: torch.device) -> Hipt:
     try:
         local, regional = (_read(file) for file in files)
         return Hipt(local, regional, device)
-    except (AttributeError, KeyError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
-        reason = str(error).strip().split("\n")[0]
+    except (
+        AttributeError,
+        EOFError,
+        LookupError,
+        OSError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+        pickle.UnpicklingError,
+    ) as error:
+        reason = str(error).strip().split("\n")[0] or type(error).__name__
         raise ValueError(f"The checkpoints in {folder} are not those of HIPT: {reason}.") from error
 
 
