@@ -21,7 +21,10 @@ from pixel2gene.spatial.grid import Grid
 from pixel2gene.spatial.store import KINDS, put, require_spatialdata, set_records, store_of
 from pixel2gene.spatial.store import RECORDS as RECORDS
 
-_RECORDED = {"image_key": str, "mpp": float, "encoder": dict | str, "fingerprint": str}
+_RECORDED: dict[str, dict[str, type]] = {
+    "embed": {"image_key": str, "mpp": float, "encoder": dict, "fingerprint": str},
+    "tissue": {"mpp": float, "force": bool},
+}
 _NAME = re.compile(r"(?!__|\.+$)[\w.-]+")
 RASTER_CHUNKS = (16, 512, 512)
 
@@ -48,8 +51,8 @@ def get_record(sdata: SpatialData, key: str, verb: str) -> dict[str, Any]:
             "the element that it wrote."
         )
     record: dict[str, Any] = records[key]
-    for name, kind in _RECORDED.items():
-        if (name in record or verb == "embed") and not isinstance(record.get(name), kind):
+    for name, kind in _RECORDED.get(verb, {}).items():
+        if not isinstance(record.get(name), kind):
             raise ValueError(f"What is recorded of {key!r} is damaged ({name}): run pixel2gene.tl.{verb} again.")
     return record
 

@@ -162,7 +162,7 @@ def vit_from_folder(folder: Path, device: torch.device) -> ViT:
         config = json.loads((folder / "config.json").read_text())
         if "architecture" not in config:
             raise ValueError("its config.json names no 'architecture', so that it is not timm's")
-        state = load_state_dict(str(file))
+        state = load_state_dict(str(file), weights_only=True)
         network: Any = timm.create_model(
             f"local-dir:{folder}", num_classes=0, dynamic_img_size=True, **_feed_forward(state, timm.layers)
         )
@@ -177,7 +177,9 @@ def vit_from_folder(folder: Path, device: torch.device) -> ViT:
         info, window = _describe(folder, config, network)
     except (
         AttributeError,
-        KeyError,
+        EOFError,
+        LookupError,
+        OSError,
         RuntimeError,
         TypeError,
         ValueError,
