@@ -21,7 +21,7 @@ from pixel2gene.spatial.embedded import Embedded
 from pixel2gene.spatial.grid import Grid, superpixel_grid
 from pixel2gene.spatial.measured import gaps_between, measure
 from pixel2gene.spatial.platform import find_capture, seeks_capture, with_capture, with_effects, without_effects
-from pixel2gene.spatial.units import Units, measured_units, tiled_array
+from pixel2gene.spatial.units import Units, array_places, measured_units, tiled_array
 
 SIDE = 96
 RECORD = {"image_key": "he"}
@@ -140,7 +140,7 @@ def test_an_array_is_of_bins_that_tile(kind):
         kept = np.random.default_rng(0).random(400) < 0.4
         table, overlap, row, column = table[kept], csr_array(overlap[kept]), row[kept], column[kept]
     units = Units(pd.Index(["A"]), csr_array(table.X), overlap)
-    found = tiled_array(table, units, GRID)
+    found = tiled_array(array_places(table), units, GRID)
     assert (found is not None) == ("bins" in kind)
     if found is not None:
         np.testing.assert_array_equal(found, np.stack([row, column], axis=1))

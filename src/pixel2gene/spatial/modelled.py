@@ -19,7 +19,7 @@ from pixel2gene.spatial.embedded import Embedded, open_embedding
 from pixel2gene.spatial.folds import blocks, fold_of
 from pixel2gene.spatial.measured import Measured, measure
 from pixel2gene.spatial.platform import find_capture, seeks_capture, with_capture, with_effects
-from pixel2gene.spatial.units import Units, measured_units
+from pixel2gene.spatial.units import Units, column_with, measured_units
 
 
 def open_for_model(sdata: SpatialData, model: Model, image_key: str | None, embedding_key: str | None) -> Embedded:
@@ -64,7 +64,8 @@ def measure_for_model(
     if not names:
         raise KeyError(
             f"None of the model's {len(model.genes)} genes is in {key!r}: the model has {model.genes[:5]}, the table "
-            f"{units.genes[:5].tolist()}; bring the names to one kind (symbols or Ensembl ids)."
+            f"{units.genes[:5].tolist()}{column_with(units, model.genes)}; bring the names to one kind (symbols or "
+            "Ensembl ids)."
         )
     measured = measure(embedded, units, units.genes.get_indexer(pd.Index(names)), key)
     if not isinstance(model.recipe, PaperRecipe):

@@ -17,9 +17,10 @@ from pixel2gene.spatial.spots import lattice
 # The micro sign and the Greek mu look alike; spatialdata.concatenate adds the name of the slide.
 _MICRONS = re.compile(r"(micro(n|meter|metre)s?|[uµμ]m)(-.+)?", re.IGNORECASE)
 _BINS = re.compile(r"square_(\d{3})um")
-# Transcripts and outlines of the machine are in µm before any transformation.
-_READERS_IN_MICRONS = {"xenium", "merscope"}
-_VENDOR = re.compile(r"(.*_)?(transcripts|polygons)|(cell|nucleus)_(boundaries|circles)")
+# Unit, in µm, of transcripts, outlines and bins of the machine before any transformation; of Stereo-seq, the pitch of
+# the chip.
+_UNIT_OF_READER = {"xenium": 1.0, "merscope": 1.0, "stereoseq": 0.5}
+_VENDOR = re.compile(r"(.*_)?(transcripts|polygons)|(cell|nucleus)_(boundaries|circles)|cells_circles|bin\d+_genes")
 _FINEST, _COARSEST = 0.05, 1.0  # µm per pixel
 _AGREEMENT = 1.05
 # Pixels of bins and spots that are this near to 1 µm are none, but µm.
@@ -134,9 +135,11 @@ def evidence(sdata: SpatialData, image_key: str) -> list[Evidence]:
         for name, matrix in systems.items()
         if _MICRONS.fullmatch(name)
     ]
-    if sdata.attrs.get("spatialdata_io_reader") in _READERS_IN_MICRONS:
+    unit = _UNIT_OF_READER.get(sdata.attrs.get("spatialdata_io_reader", ""))
+    if unit is not None:
+        named = "in µm" if unit == 1 else f"in steps of {unit:g} µm"
         found += [
-            Evidence(f"{key!r} in µm", 1 / square_pixels(affine(sdata, key, image_key)))
+            Evidence(f"{key!r} {named}", unit / square_pixels(affine(sdata, key, image_key)))
             for key in [*sdata.points, *sdata.shapes]
             if _VENDOR.fullmatch(key) and not systems.keys().isdisjoint(system_matrices(sdata, key))
         ]

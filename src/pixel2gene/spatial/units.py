@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,6 +16,7 @@ from scipy.sparse import csr_array, vstack
 from spatialdata import SpatialData
 
 from pixel2gene.core.arguments import require_genes
+from pixel2gene.spatial.dnb_bins import dnb_bins
 from pixel2gene.spatial.elements import get_table
 from pixel2gene.spatial.geometry import affine, get_element, raster_levels
 from pixel2gene.spatial.grid import Grid
@@ -61,6 +63,8 @@ class Units:
         For transcripts, whose units are the superpixels themselves, their flat indices; None for a table.
     array
         (units, 2) row and column of bins that tile an array; None for other units.
+    var
+        (genes, columns) what the table says of its genes.
     """
 
     genes: pd.Index[str]
@@ -68,6 +72,7 @@ class Units:
     overlap: csr_array
     superpixels: NDArray[np.int64] | None = None
     array: NDArray[np.int64] | None = None
+    var: pd.DataFrame | None = None
 
     def centres(self, grid: Grid) -> NDArray[np.float64]:
         """(units, 2) centre of each unit's overlap in grid coordinates, NaN outside the grid."""
@@ -104,7 +109,9 @@ def measured_units(sdata: SpatialData, key: str, image_key: str, grid: Grid, lay
     if key in sdata.points and key not in sdata.tables:
         return _transcripts(sdata, key, image_key, grid)
     table = get_table(sdata, key)
-    units = Units(table.var_names.astype(str), _counts(table, key, layer), table_overlap(sdata, key, image_key, grid))
+    counts = _counts(table, key, layer)
+    overlapping = table_overlap(sdata, key, image_key, grid)
+    units = Units(_gene_names(table, key), counts, overlapping, var=table.var)  # type: ignore[arg-type]
     if units.overlap.nnz == 0:
         raise ValueError(
             f"No unit of table {key!r} overlaps image {image_key!r}: check that both are aligned to the same "
@@ -121,7 +128,10 @@ def measured_units(sdata: SpatialData, key: str, image_key: str, grid: Grid, lay
             "the image that their coordinates are for, at full resolution, or crop the table to the image with "
             "spatialdata.bounding_box_query."
         )
-    return replace(units, array=tiled_array(table, units, grid))
+    place = array_places(table)
+    if place is None:
+        place = _places_of_bins(sdata, table, key)
+    return replace(units, array=tiled_array(place, units, grid))
 
 
 def table_overlap(sdata: SpatialData, key: str, image_key: str, grid: Grid, *, swapped: bool = False) -> csr_array:
@@ -133,6 +143,8 @@ def table_overlap(sdata: SpatialData, key: str, image_key: str, grid: Grid, *, s
     rows, matrices = [], []
     for region, positions, ids in annotated(get_table(sdata, key), key):
         element = get_element(sdata, region, "shapes", "labels", "points")
+        bins = dnb_bins(region, element) if region in sdata.points else None
+        element = element if bins is None else bins.squares()
         matrices.append(overlap(element, ids, to_grid @ affine(sdata, region, image_key), grid.shape))
         rows.append(positions)
     order = np.argsort(np.concatenate(rows))
@@ -166,7 +178,7 @@ def select_genes(units: Units, genes: list[str] | None, min_counts: int) -> NDAr
         missing = [gene for gene, position in zip(genes, chosen, strict=True) if position < 0]
         raise KeyError(
             f"{len(missing)} of the genes asked for were not measured: {missing[:5]}; there are {len(units.genes)}, "
-            f"such as {units.genes[:5].tolist()}."
+            f"such as {units.genes[:5].tolist()}{column_with(units, missing)}."
         )
     if (totals[chosen] == 0).any():
         empty = [gene for gene, total in zip(genes, totals[chosen], strict=True) if total == 0]
@@ -174,15 +186,29 @@ def select_genes(units: Units, genes: list[str] | None, min_counts: int) -> NDAr
     return chosen
 
 
-def tiled_array(table: ad.AnnData, units: Units, grid: Grid) -> NDArray[np.int64] | None:
-    """(units, 2) row and column of bins, as readers give them; None of units that do not tile, such as spots."""
+def column_with(units: Units, genes: Sequence[str]) -> str:
+    """Say which column of the table has most of the genes that its names lack, and what to do; nothing if none has."""
+    if units.var is None:
+        return ""
+    for column in units.var:
+        if pd.Index(genes).isin(units.var[column].astype(str)).mean() > 0.5:
+            return f"; they are in its column var[{column!r}]: rename by table.var_names = table.var[{column!r}]"
+    return ""
+
+
+def array_places(table: ad.AnnData) -> NDArray[np.int64] | None:
+    """(units, 2) row and column in an array, as readers give them; None where there is none."""
     if not set(ARRAY) <= set(table.obs.columns):
         return None
     place = np.stack([np.asarray(table.obs[name]) for name in ARRAY], axis=1)
-    if not np.issubdtype(place.dtype, np.integer):
+    return place.astype(np.int64) if np.issubdtype(place.dtype, np.integer) else None
+
+
+def tiled_array(place: NDArray[np.int64] | None, units: Units, grid: Grid) -> NDArray[np.int64] | None:
+    """(units, 2) row and column of bins that tile; None of units that do not, such as spots."""
+    if place is None:
         return None
-    place = place.astype(np.int64)
-    flat = place @ (np.ptp(place[:, 1]) + 2, 1)
+    flat = place @ np.array([np.ptp(place[:, 1]) + 2, 1])
     order = np.argsort(flat)
     next_one = order[np.searchsorted(flat, flat + 1, sorter=order).clip(max=len(flat) - 1)]
     beside = flat[next_one] == flat + 1
@@ -194,14 +220,32 @@ def tiled_array(table: ad.AnnData, units: Units, grid: Grid) -> NDArray[np.int64
     return place if np.median(area[area > 0]) > TILED * np.median(pitch) ** 2 else None
 
 
+def _places_of_bins(sdata: SpatialData, table: ad.AnnData, key: str) -> NDArray[np.int64] | None:
+    """(units, 2) row and column of bins of Stereo-seq; None of other units."""
+    (region, _, ids), *others = _regions(table, key)
+    bins = dnb_bins(region, sdata.points[region]) if region in sdata.points and not others else None
+    return None if bins is None else bins.places(ids)
+
+
+def _gene_names(table: ad.AnnData, key: str) -> pd.Index[str]:
+    names = table.var_names.astype(str)
+    if names.is_unique:
+        return names
+    twice = names.duplicated()
+    unique: pd.Index[str] = ad.utils.make_index_unique(names)
+    warnings.warn(
+        f"Table {key!r} has {len(set(names[twice]))} gene names more than once; they are told apart as AnnData does, "
+        f"such as {names[twice][0]!r} as {unique[twice][0]!r}.",
+        stacklevel=2,
+    )
+    return unique
+
+
 def _counts(table: ad.AnnData, key: str, layer: str | None) -> csr_array:
     if layer is not None and layer not in table.layers:
         raise KeyError(f"No layer {layer!r} in table {key!r}; there are {_layers(table)}.")
     if table.n_obs == 0 or table.n_vars == 0:
         raise ValueError(f"Table {key!r} is empty ({table.n_obs} units, {table.n_vars} genes); counts are expected.")
-    if not table.var_names.is_unique:
-        twice = table.var_names[table.var_names.duplicated()][:5].tolist()
-        raise ValueError(f"Table {key!r} has gene names more than once, such as {twice}: call var_names_make_unique().")
     where = f"table {key!r}" + ("" if layer is None else f", layer {layer!r}")
     values: Any = table.X if layer is None else table.layers[layer]
     if values is None:
