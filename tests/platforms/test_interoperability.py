@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from typing import Any
 
 import anndata as ad
 import numpy as np
@@ -175,3 +177,41 @@ def test_vitessce_shows_results(finished: SpatialData, tmp_path: Path) -> None:
     for path in ("images/he", "labels/predicted_superpixels", "tables/predicted/X"):
         assert path in named
         assert (tmp_path / "slide.zarr" / path).exists()
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.skipif("DISPLAY" not in os.environ, reason="napari draws with OpenGL: xvfb-run gives it a screen")
+def test_napari_shows_results(finished: SpatialData, tmp_path: Path) -> None:
+    napari_spatialdata = pytest.importorskip("napari_spatialdata", reason="uv sync --group napari installs it")
+    from napari_spatialdata._view import QtAdataViewWidget
+    from qtpy.QtWidgets import QApplication
+
+    finished.write(tmp_path / "slide.zarr")
+    sdata = read_zarr(tmp_path / "slide.zarr")
+    shown = napari_spatialdata.Interactive(sdata, headless=True)
+    viewer = shown._viewer
+
+    def layer_of(key: str) -> Any:
+        shown.add_element(key, "micrometers")
+        while key not in viewer.layers or shown._sdata_widget.worker_thread.isRunning():
+            QApplication.processEvents()
+        return viewer.layers[key]
+
+    he = layer_of("he")
+    assert he.rgb
+    for key in ("predicted_map", "denoised_map", "predicted_trust", "predicted_superpixels"):
+        layer = layer_of(key)
+        assert_array_equal(layer.data, sdata[key].values)
+        # From the centre of the first pixel to that of the last.
+        half = layer.affine.scale[-2:] / 2
+        edges = layer.extent.world[:, -2:] + [-half, half]
+        assert_allclose(edges, [[0, 0], [SIZE / 2, SIZE / 2]], err_msg=key)
+    viewer.layers.selection.active = viewer.layers["predicted_superpixels"]
+    assert viewer.layers["predicted_superpixels"].metadata["table_names"] == ["predicted"]
+    QtAdataViewWidget(viewer).obs_widget._onAction(["trust"])
+    colours = viewer.layers["predicted_superpixels"].colormap.color_dict
+    trust = sdata["predicted"].obs.set_index("instance_id")["trust"]
+    # Viridis grows greener all the way.
+    green = pd.Series({label: colours[label][1] for label in trust.index})
+    assert green[trust.sort_values().index].is_monotonic_increasing and green.nunique() > 10
+    viewer.close()

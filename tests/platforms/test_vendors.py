@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -24,6 +25,7 @@ from pixel2gene.core.regression import Recipe
 from pixel2gene.spatial.geometry import raster_levels, system_matrices
 
 SHORT = Recipe(folds=3, max_checks=12, hidden=(64, 64, 16))
+TINY = Recipe(folds=2, max_checks=1, hidden=(8,))
 
 
 def read_visium_hd(folder: Path) -> SpatialData:
@@ -68,7 +70,7 @@ def read_cosmx(folder: Path) -> SpatialData:
         sdata = spatialdata_io.cosmx(folder)
     sdata["he"] = added_he(folder / "he.tif", np.loadtxt(folder / "he_alignment.csv", delimiter=","))
     parts = [transform(points, to_coordinate_system="global") for points in sdata.points.values()]
-    sdata["transcripts"] = PointsModel.parse(dd.concat(parts), feature_key="target")
+    sdata["transcripts"] = PointsModel.parse(dd.concat(parts), feature_key="target", sort=True)
     return sdata
 
 
@@ -225,8 +227,7 @@ def test_bins_of_another_size_by_the_name_of_their_table(visium_hd: Any) -> None
     assert sdata["square_016um"].X.sum() == visium_hd.direct["counts"].X.sum()
     p2g.tl.tissue(sdata, "sim_full_image", progress=False)
     p2g.tl.embed(sdata, "sim_full_image", progress=False)
-    recipe = Recipe(folds=2, max_checks=1, hidden=(8,))
-    model = p2g.tl.fit(sdata, "square_016um", image_key="sim_full_image", recipe=recipe, progress=False)
+    model = p2g.tl.fit(sdata, "square_016um", image_key="sim_full_image", recipe=TINY, progress=False)
     p2g.tl.denoise(sdata, model, progress=False)
     assert sdata["denoised"].uns["spatialdata_attrs"]["region"] == "sim_square_016um"
 
@@ -261,9 +262,45 @@ def test_control_probes_are_left_out(xenium: Any) -> None:
     p2g.tl.tissue(sdata, "he_image", progress=False)
     p2g.tl.embed(sdata, "he_image", progress=False)
     for key in ("table", "transcripts"):
-        recipe = Recipe(folds=2, max_checks=1, hidden=(8,))
-        model = p2g.tl.fit(sdata, key, image_key="he_image", recipe=recipe, progress=False)
+        model = p2g.tl.fit(sdata, key, image_key="he_image", recipe=TINY, progress=False)
         assert sorted(model.genes) == sorted(xenium.direct["counts"].var_names)
+
+
+def test_ensembl_ids_as_readers_give_them(xenium: Any) -> None:
+    sdata = read_xenium(xenium.folder)
+    p2g.tl.tissue(sdata, "he_image", progress=False)
+    p2g.tl.embed(sdata, "he_image", progress=False)
+    fit = partial(p2g.tl.fit, sdata, "table", image_key="he_image", recipe=TINY, progress=False)
+    ids = sdata["table"].var["gene_ids"].tolist()[:3]
+    with pytest.raises(KeyError, match=r"in its column var\['gene_ids'\]: rename by table.var_names = table.var"):
+        fit(genes=ids)
+    of_symbols = fit()
+    sdata["table"].var_names = sdata["table"].var["gene_ids"]
+    assert fit(genes=ids).genes == ids
+    sdata["table"].var["symbol"] = xenium.direct["counts"].var_names
+    with pytest.raises(KeyError, match=r"None of the model's 12 genes is in 'table'.*in its column var\['symbol'\]"):
+        p2g.tl.denoise(sdata, of_symbols, progress=False)
+
+
+def test_fields_of_view_as_captures(results: dict[tuple[str, str], SpatialData]) -> None:
+    sdata = results["cosmx", "transcripts"]
+    fields = ["1_points", "2_points"]
+    model = p2g.tl.fit(sdata, fields, image_key="he", recipe=TINY, progress=False)
+    assert "NegPrb1" not in model.genes
+    for field in fields:
+        p2g.tl.denoise(sdata, model, table_key=field, key_added=f"denoised_{field}", progress=False)
+    # Each lies on its own half of the H&E.
+    y = [sdata[f"denoised_{field}"].obsm["spatial"][:, 1] for field in fields]
+    assert y[0].max() < 330 and y[1].min() > 310
+
+
+def test_cells_of_several_fields_of_view_are_denoised(results: dict[tuple[str, str], SpatialData]) -> None:
+    sdata = results["cosmx", "table"]
+    model = p2g.tl.fit(sdata, "table", image_key="he", recipe=TINY, progress=False)
+    p2g.tl.denoise(sdata, model, progress=False)
+    assert sdata["denoised"].obs["fov_labels"].value_counts().min() > 100
+    assert sdata["denoised"].uns["spatialdata_attrs"]["region_key"] == "fov_labels"
+    assert sdata["denoised"].obs_names.isin(sdata["table"].obs_names).all()
 
 
 def test_he_without_its_alignment_file(xenium: Any) -> None:

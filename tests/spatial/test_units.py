@@ -120,7 +120,6 @@ def unlinked():
     return table
 
 
-@pytest.mark.filterwarnings("ignore:Variable names are not unique")
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -132,10 +131,6 @@ def unlinked():
             r"not whole numbers.*pass layer= with the counts \(layers: \['raw'\]\)",
         ),
         (lambda: table_of(np.zeros((4, 0), np.float32), genes=[]), r"is empty \(4 units, 0 genes\)"),
-        (
-            lambda: table_of(counts_of(), genes=["A", "B", "A"]),
-            r"more than once, such as \['A'\].*var_names_make_unique",
-        ),
         (lambda: table_of(None, shape=(4, 3), layers={"raw": counts_of()}), r"No X in table 'table'.*\['raw'\]"),
         (unlinked, "annotates no element: link it"),
     ],
@@ -172,6 +167,54 @@ def test_unknown_instances_are_refused():
         KeyError, match=r"1 of 4 ids are not in the index of the element that the table annotates, such as \[99\]"
     ):
         read(base(bins=squares(4), table=table_of(counts_of(), ids=[0, 1, 99, 2])))
+
+
+@pytest.mark.filterwarnings("ignore:Variable names are not unique")
+def test_genes_of_one_name_are_told_apart():
+    sdata = base(bins=squares(4), table=table_of(counts_of(), genes=["A", "B", "A"]))
+    with pytest.warns(UserWarning, match="'table' has 1 gene names more than once.* such as 'A' as 'A-1'"):
+        units = read(sdata)
+    assert units.genes.tolist() == ["A", "B", "A-1"]
+    np.testing.assert_array_equal(units.counts.toarray(), counts_of())
+    assert sdata["table"].var_names.tolist() == ["A", "B", "A"]
+
+
+def test_genes_by_the_other_kind_of_name():
+    table = table_of(counts_of())
+    table.var["gene_ids"] = ids = ["ENSG1", "ENSG2", "ENSG3"]
+    units = read(base(bins=squares(4), table=table))
+    message = r"not measured: \['ENSG2', 'ENSG3'\].*ACTB.*in its column var\['gene_ids'\]: rename by table.var_names ="
+    with pytest.raises(KeyError, match=message):
+        select_genes(units, ids[1:], 1)
+    with pytest.raises(KeyError, match=r"'EPCAM'\]; there are 3, such as \['ACTB', 'ERBB2', 'CD3E'\]\."):
+        select_genes(units, ["EPCAM"], 1)
+
+
+def dnb_points(side, shift=0, key="bin{}_genes"):
+    """Two rows of three bins, of which one is missing, some way into the chip."""
+    corner = np.array([[0, 0], [1, 0], [2, 0], [0, 1], [2, 1]]) * side + 64
+    points = PointsModel.parse(
+        pd.DataFrame(corner + shift * np.eye(5)[:, :2], columns=["x", "y"]), transformations=HERE
+    )
+    key = key.format(side)
+    return base(**{key: points, "table": table_of(counts_of(5), key)})
+
+
+def test_bins_of_stereo_seq_are_squares():
+    """Of 32 × 32 pixels of 0.5 µm: four superpixels each, from the upper left corner."""
+    units = read(dnb_points(32))
+    expected = np.zeros((5, 20, 25))
+    for bin, (column, row) in enumerate([(4, 4), (6, 4), (8, 4), (4, 6), (8, 6)]):
+        expected[bin, row : row + 2, column : column + 2] = 1
+    np.testing.assert_allclose(units.overlap.toarray(), expected.reshape(5, -1), atol=1e-6)
+    np.testing.assert_array_equal(units.array, [[2, 2], [2, 3], [2, 4], [3, 2], [3, 4]])
+
+
+@pytest.mark.parametrize("other", [{"shift": 1}, {"key": "spots"}], ids=["off the lattice", "another name"])
+def test_other_points_are_points(other):
+    units = read(dnb_points(32, **other))
+    np.testing.assert_array_equal(units.overlap.sum(axis=1), 1)
+    assert units.overlap.nnz == 5 and units.array is None
 
 
 def transcripts(xy, genes, **options):
