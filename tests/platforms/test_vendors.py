@@ -11,6 +11,7 @@ from unittest.mock import patch
 
 import dask.dataframe as dd
 import numpy as np
+import pandas as pd
 import pytest
 import spatialdata_io.readers.cosmx
 import spatialdata_io.readers.merscope
@@ -292,6 +293,22 @@ def test_fields_of_view_as_captures(results: dict[tuple[str, str], SpatialData])
     # Each lies on its own half of the H&E.
     y = [sdata[f"denoised_{field}"].obsm["spatial"][:, 1] for field in fields]
     assert y[0].max() < 330 and y[1].min() > 310
+
+
+def test_bins_that_come_as_points(results: dict[tuple[str, str], SpatialData], stereoseq: Any) -> None:
+    sdata = results["stereoseq", "bin50_table"]
+    with pytest.raises(ValueError, match="mpp as given: 0.25; 'bin20_genes' in steps of 0.5 µm: 0.5;"):
+        p2g.tl.embed(sdata, "he", mpp=0.25, overwrite=True, progress=False)
+    model = p2g.tl.fit(sdata, "bin50_table", image_key="he", recipe=TINY, progress=False)
+    p2g.tl.denoise(sdata, model, progress=False)
+    denoised = sdata["denoised"]
+    assert denoised.uns["spatialdata_attrs"]["region"] == "bin50_genes"
+    corners = sdata["bin50_genes"].compute().loc[denoised.obs["instance_id"]]
+    truth = p2g.datasets.true_counts(stereoseq.direct, "bin50")
+    truth.index = pd.MultiIndex.from_frame(stereoseq.direct["bin50"].obs[["x", "y"]])
+    truth = truth.loc[pd.MultiIndex.from_frame(corners), denoised.var_names]
+    assert accuracy(denoised.X, truth.to_numpy()) > 0.9
+    assert denoised.X.sum() == pytest.approx(truth.to_numpy().sum(), rel=0.05)
 
 
 def test_cells_of_several_fields_of_view_are_denoised(results: dict[tuple[str, str], SpatialData]) -> None:

@@ -85,6 +85,8 @@ class Units:
 def measured_units(sdata: SpatialData, key: str, image_key: str, grid: Grid, layer: str | None = None) -> Units:
     """Read counts and lay the units that they were measured in over the superpixel grid.
 
+    Genes of one name are told apart, with a warning.
+
     Parameters
     ----------
     sdata
