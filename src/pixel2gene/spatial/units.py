@@ -224,7 +224,7 @@ def tiled_array(place: NDArray[np.int64] | None, units: Units, grid: Grid) -> ND
 
 def _places_of_bins(sdata: SpatialData, table: ad.AnnData, key: str) -> NDArray[np.int64] | None:
     """(units, 2) row and column of bins of Stereo-seq; None of other units."""
-    (region, _, ids), *others = _regions(table, key)
+    (region, _, ids), *others = annotated(table, key)
     bins = dnb_bins(region, sdata.points[region]) if region in sdata.points and not others else None
     return None if bins is None else bins.places(ids)
 
