@@ -10,6 +10,7 @@ from typing import Any
 from unittest.mock import patch
 
 import dask.dataframe as dd
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -309,6 +310,9 @@ def test_bins_that_come_as_points(results: dict[tuple[str, str], SpatialData], s
     truth = truth.loc[pd.MultiIndex.from_frame(corners), denoised.var_names]
     assert accuracy(denoised.X, truth.to_numpy()) > 0.9
     assert denoised.X.sum() == pytest.approx(truth.to_numpy().sum(), rel=0.05)
+    axes = p2g.pl.expression(sdata, model.genes[0], measured="bin50_table")
+    assert any("measured" in ax.get_title() for ax in axes)
+    plt.close("all")
 
 
 def test_cells_of_several_fields_of_view_are_denoised(results: dict[tuple[str, str], SpatialData]) -> None:

@@ -18,7 +18,7 @@ from pixel2gene.spatial.geometry import affine, get_element, raster_levels
 from pixel2gene.spatial.grid import Grid
 from pixel2gene.spatial.overlap import overlap, positions_of
 from pixel2gene.spatial.spots import radii
-from pixel2gene.spatial.units import annotated
+from pixel2gene.spatial.units import annotated, unit_element
 
 # Of more units, or pixels of labels, middle and area tell as much as outlines, at the size of a figure.
 MANY, MANY_PIXELS = 30_000, 4_000_000
@@ -86,7 +86,7 @@ class Densities:
         self._spread: list[tuple[NDArray[np.intp], _Spread]] = []
         self._covered = np.zeros(self._shape)
         for region, positions, ids in annotated(sdata.tables[table_key], table_key):
-            element = get_element(sdata, region, "shapes", "labels")
+            element = unit_element(sdata, region)
             matrix = scaled(1.0, _MARGIN - column, _MARGIN - row) @ grid.from_pixels @ affine(sdata, region, image_key)
             of_region = _of_labels if region in sdata.labels else _of_shapes
             spread, covered = of_region(element, ids, matrix, self._shape)
@@ -158,7 +158,7 @@ def _shape_positions(
     sdata: SpatialData, key: str, ids: _Ids, image_key: str, window: Window
 ) -> tuple[NDArray[np.intp], Matrix]:
     """Position among shapes at each pixel of a window, -1 where there is none of them."""
-    shapes = get_element(sdata, key, "shapes")
+    shapes = unit_element(sdata, key)
     left, right, bottom, top = window
     side = max(right - left, bottom - top) / LONGEST
     shape = int(np.ceil((bottom - top) / side)), int(np.ceil((right - left) / side))

@@ -144,13 +144,18 @@ def table_overlap(sdata: SpatialData, key: str, image_key: str, grid: Grid, *, s
     to_grid = grid.from_pixels @ (np.eye(3)[[1, 0, 2]] if swapped else np.eye(3))
     rows, matrices = [], []
     for region, positions, ids in annotated(get_table(sdata, key), key):
-        element = get_element(sdata, region, "shapes", "labels", "points")
-        bins = dnb_bins(region, element) if region in sdata.points else None
-        element = element if bins is None else bins.squares()
+        element = unit_element(sdata, region)
         matrices.append(overlap(element, ids, to_grid @ affine(sdata, region, image_key), grid.shape))
         rows.append(positions)
     order = np.argsort(np.concatenate(rows))
     return csr_array(vstack(matrices, format="csr")[order])
+
+
+def unit_element(sdata: SpatialData, key: str) -> Any:
+    """Shapes, labels or points in which counts were measured; of bins that come as points, their squares."""
+    element = get_element(sdata, key, "shapes", "labels", "points")
+    bins = dnb_bins(key, element) if key in sdata.points else None
+    return element if bins is None else bins.squares()
 
 
 def select_genes(units: Units, genes: list[str] | None, min_counts: int) -> NDArray[np.intp]:
