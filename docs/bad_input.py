@@ -539,12 +539,6 @@ CASES = [
     Case("tl.fit", "table without genes", lambda g: fit(g), counts(lambda table: table[:, :0].copy())),
     Case(
         "tl.fit",
-        "genes of the same name",
-        lambda g: fit(g),
-        counts(lambda table: setattr(table, "var_names", ["A"] * table.n_vars)),
-    ),
-    Case(
-        "tl.fit",
         "only control probes",
         lambda g: fit(g),
         counts(lambda table: setattr(table, "var_names", [f"NegControlProbe_{i}" for i in range(table.n_vars)])),
