@@ -573,7 +573,15 @@ def embedding_of(slide: sd.SpatialData, values: np.ndarray) -> None:
     slide["he_embedding"] = Image2DModel.parse(
         values.astype(np.float16), dims=("c", "y", "x"), transformations=transforms(FACTOR)
     )
-    slide.attrs["pixel2gene"] = {"he_embedding": {"verb": "embed", "image_key": "he", "mpp": MPP}}
+    slide.attrs["pixel2gene"] = {
+        "he_embedding": {
+            "verb": "embed",
+            "image_key": "he",
+            "mpp": MPP,
+            "encoder": {"name": "none"},
+            "fingerprint": "none",
+        }
+    }
 
 
 def three_patterns() -> np.ndarray:

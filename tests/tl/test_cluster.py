@@ -19,6 +19,8 @@ from spatialdata import SpatialData, deepcopy, read_zarr
 import pixel2gene as p2g
 from pixel2gene.spatial import raster
 
+PATIENCE = 300  # seconds
+
 
 @pytest.fixture(scope="module")
 def client() -> Iterator[Client]:
@@ -35,18 +37,23 @@ def stored(sdata: SpatialData, path: Path) -> SpatialData:
     return read_zarr(path)
 
 
-def kill_one_once(client: Client, folder: Path) -> threading.Thread:
+def kill_one_once(client: Client, store: Path) -> tuple[threading.Thread, threading.Event]:
     """Kill a worker as soon as a tile is finished, while others are being worked on."""
+    killed = threading.Event()
     victim = min(info["pid"] for info in client.run(lambda: {"pid": os.getpid()}).values())
 
     def wait_and_kill() -> None:
-        while not list(folder.glob(".slide.zarr.*/*.npy")):
+        deadline = time.monotonic() + PATIENCE
+        while not list(store.glob(".pixel2gene/tiles-*/*.npy")):
+            if time.monotonic() > deadline:
+                return
             time.sleep(0.01)
         os.kill(victim, signal.SIGKILL)
+        killed.set()
 
     thread = threading.Thread(target=wait_and_kill)
     thread.start()
-    return thread
+    return thread, killed
 
 
 def test_workers_do_what_threads_do_and_may_die(
@@ -57,9 +64,10 @@ def test_workers_do_what_threads_do_and_may_die(
     (tmp_path / "local").mkdir()
     with client.as_current():
         sdata = stored(embedded_once, tmp_path / "slide.zarr")
-        killer = kill_one_once(client, tmp_path)
+        killer, killed = kill_one_once(client, tmp_path / "slide.zarr")
         p2g.tl.embed(sdata, "he", progress=False)
         killer.join()
+        assert killed.is_set()
         p2g.tl.predict(sdata, fitted_once, lazy=True, progress=False)
         sdata.write_element("predicted_map")
     results = read_zarr(sdata.path)
