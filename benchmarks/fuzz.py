@@ -178,8 +178,10 @@ def good_inputs(folder: Path) -> dict[str, tuple[Path, Callable[[Path], Any]]]:
 
     def read_records(work: Path) -> None:
         one = SpatialData.init_from_elements({name: element for _, name, element in sdata.gen_elements()})
+        file = work / "records.json"
         try:
-            one.attrs = {"pixel2gene": json.loads((work / "records.json").read_text())}
+            # Of a store it is spatialdata that reads them; a device has no end.
+            one.attrs = {"pixel2gene": json.loads(file.read_text() if file.is_file() else "")}
         except (ValueError, OSError, RecursionError):
             raise ValueError("JSON that spatialdata would not have read.") from None
         open_embedding(one, "he")

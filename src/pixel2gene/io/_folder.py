@@ -197,7 +197,7 @@ def _lazy_rgb(path: Path) -> da.Array:
         # What cannot be decoded, or was cut short, shows here and not hours later.
         for corner in (0, -1):
             lazy[:, corner, corner].compute()
-    except (OSError, ValueError, RuntimeError, tifffile.TiffFileError) as error:
+    except (LookupError, OSError, RuntimeError, TypeError, ValueError, tifffile.TiffFileError) as error:
         raise ValueError(
             f"{path} cannot be read as an RGB image ({first_line(error)}); export it as a tiled TIFF with 8 bits per "
             "channel."

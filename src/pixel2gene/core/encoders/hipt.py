@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import argparse
 import pickle
+import struct
+import tarfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -190,6 +192,7 @@ def hipt_from_folder(folder: Path, device: torch.device) -> Hipt:
         TypeError,
         ValueError,
         pickle.UnpicklingError,
+        struct.error,
     ) as error:
         reason = str(error).strip().split("\n")[0] or type(error).__name__
         raise ValueError(f"The checkpoints in {folder} are not those of HIPT: {reason}.") from error
@@ -197,6 +200,9 @@ def hipt_from_folder(folder: Path, device: torch.device) -> Hipt:
 
 def _read(file: Path) -> dict[str, Tensor]:
     """The teacher's transformer, without the head that it was trained with."""
+    # As such torch takes it for a format of its youth, and unpacks it to a folder.
+    if tarfile.is_tarfile(file):
+        raise ValueError(f"{file.name} is a tar archive")
     # DINO keeps its command line beside the weights.
     with torch.serialization.safe_globals([argparse.Namespace]):
         checkpoint = torch.load(file, map_location="cpu", weights_only=True)
