@@ -52,9 +52,9 @@ def get_record(sdata: SpatialData, key: str, verb: str) -> dict[str, Any]:
         )
     record: dict[str, Any] = records[key]
     for name, kind in _RECORDED.get(verb, {}).items():
-        value: Any = record.get(name)
+        value = record.get(name)
         # The numbers among them are µm per pixel.
-        if not isinstance(value, kind) or (kind is float and not 1e-6 < value < 1e6):
+        if not isinstance(value, kind) or (isinstance(value, float) and not 1e-6 < value < 1e6):
             raise ValueError(f"What is recorded of {key!r} is damaged ({name}): run pixel2gene.tl.{verb} again.")
     return record
 
