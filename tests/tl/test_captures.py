@@ -107,6 +107,12 @@ def test_a_saved_model_knows_its_captures(slide: SpatialData, model: p2g.Model, 
     assert "slide/left" in str(loaded.card())
 
 
+def test_one_table_in_a_list_is_one_table(whole: SpatialData) -> None:
+    model = p2g.tl.fit(whole, ["counts"], image_key="he", recipe=FAST, progress=False)
+    assert [slide.name for slide in model.slides] == ["slide"] and model.inputs["table_key"] == "counts"
+    p2g.tl.evaluate(whole, model)
+
+
 def test_bad_input(slide: SpatialData) -> None:
     with pytest.raises(KeyError, match=r"No slide has the tables \['middle'\]; there are \['left', 'right'\]"):
         p2g.tl.fit(slide, ["left", "middle"], image_key="he", progress=False)

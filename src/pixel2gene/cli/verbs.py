@@ -61,7 +61,7 @@ def fit(
         say("Fit")
         model = p2g.tl.fit(
             slides,
-            _one_or_several(table_key or ["counts"]),
+            table_key or ["counts"],
             image_key=image_key,
             layer=layer,
             genes=genes,
@@ -211,10 +211,6 @@ def aggregate(
         )
         summary = added(sdata, out or store, key_added or f"{key}_{elements_key}")
     show(summary, as_json)
-
-
-def _one_or_several(keys: list[str]) -> str | list[str]:
-    return keys[0] if len(keys) == 1 else keys
 
 
 def _by_stem(stores: list[Path]) -> dict[str, SpatialData]:

@@ -20,6 +20,7 @@ from safetensors.numpy import load_file, save_file
 
 from pixel2gene.core.card import Card, card
 from pixel2gene.core.ensemble import Architecture, Ensemble
+from pixel2gene.core.errors import first_line
 from pixel2gene.core.lock import locked
 from pixel2gene.core.paper import RECIPES, PaperRecipe
 from pixel2gene.core.platform import NO_EFFECTS, Platform
@@ -230,7 +231,7 @@ class Model:
             _require_consistent(model)
             return model
         except (*DAMAGED, OSError, ValueError) as error:
-            raise ValueError(f"The model at {path} cannot be read: {_first_line(error)}.") from error
+            raise ValueError(f"The model at {path} cannot be read: {first_line(error)}.") from error
 
     def _tensors(self) -> dict[str, NDArray[Any]]:
         weights = {f"network.{name}": value.cpu().numpy() for name, value in self.network.state_dict().items()}
@@ -282,10 +283,6 @@ def _restore(path: Path) -> None:
 def _sha256(path: Path) -> str:
     with open(path / WEIGHTS, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
 def _network(architecture: Architecture, tensors: dict[str, NDArray[Any]]) -> Ensemble:

@@ -19,6 +19,8 @@ from skimage.io import imread
 from spatialdata.models import Image2DModel
 from spatialdata.transformations import BaseTransformation
 
+from pixel2gene.core.errors import first_line
+
 CHUNKS = (3, 1024, 1024)
 _PYRAMID_FROM = 2048
 
@@ -64,11 +66,6 @@ def read_tsv(path: Path, *, named: bool) -> pd.DataFrame:
     if twice:
         raise ValueError(f"{path} names {len(twice)} columns more than once, such as {twice[:3]}; make them unique.")
     return frame
-
-
-def first_line(error: BaseException) -> str:
-    """What an error of a library says, without its advice."""
-    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(" .:")
 
 
 def read_rgb(path: Path) -> NDArray[np.uint8]:

@@ -16,10 +16,10 @@ from spatialdata import SpatialData
 from spatialdata.models import ShapesModel
 from spatialdata.transformations import Identity, Scale
 
+from pixel2gene.core.errors import first_line
 from pixel2gene.io._files import (
     CHUNKS,
     counts_table,
-    first_line,
     image_element,
     read_rgb,
     read_tsv,

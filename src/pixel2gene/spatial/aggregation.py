@@ -18,6 +18,7 @@ from scipy.sparse import csr_array, diags_array
 from spatialdata import SpatialData
 from tqdm.auto import tqdm
 
+from pixel2gene.core.arguments import require_genes
 from pixel2gene.spatial.elements import RASTER_CHUNKS, RECORDS, get_table
 from pixel2gene.spatial.geometry import affine, get_element, raster_levels
 from pixel2gene.spatial.grid import Grid
@@ -229,9 +230,10 @@ def _lazy_parts(
 def _chosen(key: str, there: list[str], genes: Sequence[str] | None) -> list[str]:
     if genes is None:
         return there
+    require_genes(genes)
     unknown = sorted(set(genes) - set(there))
-    if unknown or len(genes) == 0:
-        raise KeyError(f"{key!r} lacks {unknown[:5] or 'no gene'}; it has {len(there)} genes, such as {there[:5]}.")
+    if unknown:
+        raise KeyError(f"{key!r} lacks {unknown[:5]}; it has {len(there)} genes, such as {there[:5]}.")
     return [gene for gene in there if gene in set(genes)]
 
 

@@ -69,6 +69,7 @@ def train(
         chosen = replace(chosen, hidden=reference.network.architecture.hidden)
     chosen_device = choose_device(device)
     captures = captures_of(slides, table_key)
+    tables = {one.table_key for one in captures.values()}
     of_slide = open_slides(slides, image_key, embedding_key, reference)
     embedded = {name: of_slide[one.slide] for name, one in captures.items()}
     units = {
@@ -131,7 +132,7 @@ def train(
         genes=names,
         encoder=dict(next(iter(embedded.values())).record["encoder"]),
         inputs={
-            "table_key": table_key if isinstance(table_key, str) else None,
+            "table_key": tables.pop() if len(tables) == 1 else None,
             "image_key": image_key,
             "layer": layer,
             "embedding_key": embedding_key,

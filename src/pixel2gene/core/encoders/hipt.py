@@ -6,9 +6,6 @@ Written from the paper. Names of parameters are those of the checkpoints, which 
 from __future__ import annotations
 
 import argparse
-import pickle
-import struct
-import tarfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -17,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pixel2gene.core.encoders.registry import REGISTRY
-from pixel2gene.core.encoders.weights import state_sha256
+from pixel2gene.core.encoders.weights import UNREADABLE, require_no_archive, state_sha256
+from pixel2gene.core.errors import first_line
 
 PATCH = 16
 REGION = 256
@@ -183,26 +181,13 @@ def hipt_from_folder(folder: Path, device: torch.device) -> Hipt:
     try:
         local, regional = (_read(file) for file in files)
         return Hipt(local, regional, device)
-    except (
-        AttributeError,
-        EOFError,
-        LookupError,
-        OSError,
-        RuntimeError,
-        TypeError,
-        ValueError,
-        pickle.UnpicklingError,
-        struct.error,
-    ) as error:
-        reason = str(error).strip().split("\n")[0] or type(error).__name__
-        raise ValueError(f"The checkpoints in {folder} are not those of HIPT: {reason}.") from error
+    except UNREADABLE as error:
+        raise ValueError(f"The checkpoints in {folder} are not those of HIPT: {first_line(error)}.") from error
 
 
 def _read(file: Path) -> dict[str, Tensor]:
     """The teacher's transformer, without the head that it was trained with."""
-    # As such torch takes it for a format of its youth, and unpacks it to a folder.
-    if tarfile.is_tarfile(file):
-        raise ValueError(f"{file.name} is a tar archive")
+    require_no_archive(file)
     # DINO keeps its command line beside the weights.
     with torch.serialization.safe_globals([argparse.Namespace]):
         checkpoint = torch.load(file, map_location="cpu", weights_only=True)

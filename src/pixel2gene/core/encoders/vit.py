@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import json
 import math
-import pickle
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from pixel2gene.core.encoders.registry import SUPERPIXEL_UM, EncoderInfo
 from pixel2gene.core.encoders.tokens import place_tokens
-from pixel2gene.core.encoders.weights import state_sha256
+from pixel2gene.core.encoders.weights import UNREADABLE, require_no_archive, state_sha256
+from pixel2gene.core.errors import first_line
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 # Of the published pathology models.
@@ -132,10 +131,9 @@ def _unavailable(info: EncoderInfo, error: OSError) -> OSError:
                 "`hf auth login`."
             )
         cause = cause.__cause__ or cause.__context__
-    reason = str(error).strip().split("\n")[0]
     return ConnectionError(
         f"The weights of {info.name!r} could not be downloaded from {info.weights}; where there is no network, pass "
-        f"encoder='path/to/folder' with its config.json and {WEIGHT_FILES[0]} ({reason})"
+        f"encoder='path/to/folder' with its config.json and {WEIGHT_FILES[0]} ({first_line(error)})"
     )
 
 
@@ -162,6 +160,7 @@ def vit_from_folder(folder: Path, device: torch.device) -> ViT:
         config = json.loads((folder / "config.json").read_text())
         if "architecture" not in config:
             raise ValueError("its config.json names no 'architecture', so that it is not timm's")
+        require_no_archive(file)
         state = load_state_dict(str(file), weights_only=True)
         network: Any = timm.create_model(
             f"local-dir:{folder}", num_classes=0, dynamic_img_size=True, **_feed_forward(state, timm.layers)
@@ -175,19 +174,10 @@ def vit_from_folder(folder: Path, device: torch.device) -> ViT:
         if wrong:
             raise ValueError(f"weights and configuration differ in {wrong[:3]}")
         info, window = _describe(folder, config, network)
-    except (
-        AttributeError,
-        EOFError,
-        LookupError,
-        OSError,
-        RuntimeError,
-        TypeError,
-        ValueError,
-        pickle.UnpicklingError,
-        SafetensorError,
-    ) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise ValueError(f"The folder {folder} holds no vision transformer that timm can build: {reason}.") from error
+    except UNREADABLE as error:
+        raise ValueError(
+            f"The folder {folder} holds no vision transformer that timm can build: {first_line(error)}."
+        ) from error
 
     def patch_tokens(normalised: Tensor) -> Tensor:
         tokens: Tensor = network.forward_features(normalised)[:, network.num_prefix_tokens :]
