@@ -91,11 +91,14 @@ def random_model(sdata: SpatialData, n_genes: int) -> p2g.Model:
     )
 
 
-def embedded_slide(side: int, n_genes: int = 0, counts_per_bin: float = 200.0) -> tuple[SpatialData, Truth | None]:
+def embedded_slide(
+    side: int, n_genes: int = 0, counts_per_bin: float = 200.0, grain: float = 0.0
+) -> tuple[SpatialData, Truth | None]:
     """Slide of `side` x `side` superpixels with an embedding, mirrored, and bins on every superpixel.
 
     Genes have log-normal levels, as sparse as those of a whole transcriptome, and rates that a random function of the
-    embedding's principal components tells.
+    embedding's principal components tells. With grain, superpixels that mirror one another differ by about that share,
+    so that what is predicted compresses no better than that of a real slide.
     """
     seed = p2g.datasets.simulate("visium_hd", size=(SEED_SIDE, SEED_SIDE), n_genes=2)
     whole = np.ones((SEED_SIDE // 16, SEED_SIDE // 16), np.uint8)
@@ -107,6 +110,9 @@ def embedded_slide(side: int, n_genes: int = 0, counts_per_bin: float = 200.0) -
     values = np.asarray(seed["he_embedding"].data)
     index = np.pad(np.arange(values.shape[1]), (0, side - values.shape[1]), mode="symmetric")
     mirrored = da.from_array(values, chunks=(-1, TILE, TILE))[:, index][:, :, index]
+    if grain:
+        factor = 1 + grain * np.random.default_rng(0).standard_normal((side, side), np.float32)
+        mirrored = mirrored * da.from_array(factor.astype(np.float16), chunks=mirrored.chunks[1:])
     channels = [str(name) for name in seed["he_embedding"].c.values]
     sdata["he_embedding"] = image_element(mirrored, grid, channels, chunks=(len(channels), TILE, TILE))
     record = seed.attrs[RECORDS]["he_embedding"] | {"fingerprint": fingerprint(open_image(sdata, "he"))}

@@ -130,6 +130,14 @@ def test_each_member_may_have_superpixels_of_its_own(which, features, request):
     torch.testing.assert_close(network.outputs(own), torch.stack(each), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("which", ["network", "published"])
+def test_rates_gene_by_gene_are_the_rates(which, features, request):
+    network = request.getfixturevalue(which)
+    genes = torch.tensor([4, 0])
+    found = network.head().by_gene(genes)(network.latent(features).transpose(1, 2))
+    torch.testing.assert_close(found, network.rates(features, genes=genes).transpose(1, 2), rtol=1e-5, atol=1e-5)
+
+
 def test_buffers_only_where_used(network, published):
     names = [f"{kind}.{layer}" for kind in ("weights", "biases") for layer in range(3)] + ["feature_mean", "feature_sd"]
     assert sorted(network.state_dict()) == sorted(names)

@@ -46,10 +46,8 @@ def test_one_gene_is_computed_with_few_others(lazy: SpatialData, monkeypatch: py
     from pixel2gene.core.ensemble import Ensemble
 
     seen = []
-    outputs = Ensemble.outputs
-    monkeypatch.setattr(
-        Ensemble, "outputs", lambda self, x, genes: (seen.append(genes.tolist()), outputs(self, x, genes=genes))[1]
-    )
+    by_gene = Ensemble.by_gene
+    monkeypatch.setattr(Ensemble, "by_gene", lambda self, genes: (seen.append(genes.tolist()), by_gene(self, genes))[1])
     last = lazy["predicted_map"].coords["c"].values[-1]
     assert np.isfinite(lazy["predicted_map"].sel(c=last).values).any()
     assert seen and all(max(genes) == lazy["predicted"].n_vars - 1 and len(genes) <= 16 for genes in seen)
@@ -89,9 +87,9 @@ def test_the_table_leads_to_the_raster(eager: SpatialData, lazy: SpatialData) ->
     part = deepcopy(lazy)
     part["predicted"] = table[:, [3, 1]].copy()
     p2g.tl.open_map(part)
-    xr.testing.assert_equal(
-        part["predicted_map"].compute(), lazy["predicted_map"].sel(c=part["predicted"].var_names.tolist()).compute()
-    )
+    found, expected = part["predicted_map"], lazy["predicted_map"].sel(c=part["predicted"].var_names.tolist())
+    # Of fewer genes, sums are rounded otherwise.
+    xr.testing.assert_allclose(found.astype(np.float32), expected.astype(np.float32), rtol=2e-3)
 
 
 def test_a_crop_keeps_its_place(lazy: SpatialData) -> None:

@@ -25,8 +25,8 @@ from pixel2gene.spatial.geometry import get_element, raster_levels
 from pixel2gene.spatial.grid import Grid
 
 LATENT_SIDE = 128
-# Rates of members at once.
-RATES = 2**25
+# Rates of members at once: as many as the cache of a core holds.
+RATES = 2**18
 
 
 @dataclass(frozen=True)
@@ -50,33 +50,36 @@ class Latents:
     depth: float
     misfit: NDArray[np.float32]
 
-    def mean(self, latents: NDArray[np.float16], genes: NDArray[np.intp]) -> NDArray[np.float32]:
-        """(superpixels, genes) expected counts of (members * width, superpixels) latents, genes by position."""
-        mean = np.empty((latents.shape[1], len(genes)), np.float32)
-        for rows, rate in self._rates(latents, genes):
-            mean[rows] = rate.mean(dim=0).numpy()
-        return mean
+    def mean(self, latents: NDArray[np.float16], genes: NDArray[np.intp]) -> NDArray[np.float16]:
+        """(genes, superpixels) expected counts of (members * width, superpixels) latents, NaN where these are."""
+        mean = torch.full((len(genes), latents.shape[1]), torch.nan, dtype=torch.float16)
+        for some, rate in self._rates(latents, genes):
+            mean[:, some] = rate.mean(dim=0).mul_(self.depth)
+        values: NDArray[np.float16] = mean.numpy()
+        return values
 
     def mean_and_sd(
         self, latents: NDArray[np.float16], genes: NDArray[np.intp]
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """As `mean`, and how far the truth may lie from it, as `predict` has it where it is not lazy."""
-        mean = np.empty((latents.shape[1], len(genes)), np.float32)
-        sd = np.empty_like(mean)
-        for rows, rate in self._rates(latents, genes):
-            mean[rows] = rate.mean(dim=0).numpy()
-            sd[rows] = rate.std(dim=0, correction=0).numpy()
-        return mean, truth_sd(sd, mean, self.misfit[genes] * np.float32(self.depth))
+        """(superpixels, genes) expected counts, and how far the truth may lie from them, as `predict` has it."""
+        mean, sd = torch.full((2, len(genes), latents.shape[1]), torch.nan)
+        for some, rate in self._rates(latents, genes):
+            mean[:, some] = rate.mean(dim=0).mul_(self.depth)
+            sd[:, some] = rate.std(dim=0, correction=0).mul_(self.depth)
+        rows = mean.numpy().T
+        return rows, truth_sd(sd.numpy().T, rows, self.misfit[genes] * np.float32(self.depth))
 
     def _rates(self, latents: NDArray[np.float16], genes: NDArray[np.intp]) -> Iterator[tuple[slice, Tensor]]:
-        """Some superpixels at a time, and their (members, superpixels, genes) expected counts."""
-        members, chosen = self.head.architecture.members, torch.from_numpy(genes)
+        """Some superpixels at a time, unless none is tissue, and their (members, genes, superpixels) rates."""
+        members = self.head.architecture.members
+        rates = self.head.by_gene(torch.from_numpy(genes))
         size = max(RATES // (members * max(len(genes), 1)), 1)
         for start in range(0, latents.shape[1], size):
-            rows = slice(start, start + size)
-            x = torch.from_numpy(latents[:, rows]).float().unflatten(0, (members, -1)).transpose(1, 2)
-            with torch.inference_mode():
-                yield rows, self.head.link(self.head.outputs(x, genes=chosen), chosen) * self.depth
+            some = slice(start, start + size)
+            if np.isfinite(latents[0, some]).any():
+                with torch.inference_mode():
+                    x = torch.from_numpy(latents[:, some]).float().unflatten(0, (members, -1))
+                    yield some, rates(x)
 
 
 def lazy_latents(embedded: Embedded, network: Ensemble, device: torch.device) -> da.Array:
@@ -153,10 +156,7 @@ def link_of(head: Ensemble, depth: float) -> dict[str, Any]:
 
 def _gene_maps(found: Latents) -> da.Array:
     def block(positions: NDArray[np.intp], values: NDArray[np.float16]) -> NDArray[np.float16]:
-        inside = np.isfinite(values[0])
-        maps = np.full((len(positions), *inside.shape), np.nan, np.float16)
-        maps[:, inside] = found.mean(values[:, inside], positions).T
-        return maps
+        return found.mean(values.reshape(len(values), -1), positions).reshape(-1, *values.shape[1:])
 
     maps: da.Array = da.blockwise(
         block,
