@@ -1,8 +1,22 @@
-"""Which device to compute on."""
+"""Which device, and how many threads, to compute on."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Let torch compute in this thread alone: dask's threads use every core, and would wait for one another's."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def choose_device(device: str | torch.device | None) -> torch.device:

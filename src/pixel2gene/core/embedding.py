@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from itertools import batched, product
 
 import numpy as np
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pixel2gene.core.arguments import require_number
+from pixel2gene.core.device import one_thread
 from pixel2gene.core.encoders import Encoder
 from pixel2gene.core.encoders.colour import CHANNELS as COLOUR_CHANNELS
 from pixel2gene.core.encoders.colour import colour
@@ -18,6 +20,8 @@ from pixel2gene.core.encoders.colour import colour
 CONTEXT_WINDOWS = (9, 25)
 # Pixels that are encoded at a time: 32 windows of 224 px.
 BATCH_PIXELS = 32 * 224**2
+# Encoders use every core by themselves; meanwhile other threads do the rest.
+_ENCODING = threading.Lock()
 
 
 def local_channels(encoder: Encoder) -> int:
@@ -82,15 +86,17 @@ def embed_tile(
     """
     tile, stride = torch.from_numpy(rgb), encoder.stride
     (top, left), (rows, columns) = corner, inside.shape
-    if encoder.window is None:
-        features = encoder.encode_dense(tile[None]).cpu()[0]
-    else:
-        height, width = (size // stride for size in tile.shape[1:])
-        wanted = np.pad(inside, ((top, height - top - rows), (left, width - left - columns)))
-        features = blend_windows(encoder, tile, wanted, window_step(encoder, overlap))
+    with _ENCODING:
+        if encoder.window is None:
+            features = encoder.encode_dense(tile[None]).cpu()[0]
+        else:
+            height, width = (size // stride for size in tile.shape[1:])
+            wanted = np.pad(inside, ((top, height - top - rows), (left, width - left - columns)))
+            features = blend_windows(encoder, tile, wanted, window_step(encoder, overlap))
     features = features[:, top : top + rows, left : left + columns]
     core = tile[:, top * stride : (top + rows) * stride, left * stride : (left + columns) * stride]
-    local: NDArray[np.float16] = torch.cat([features, colour(core[None], stride)[0]]).half().numpy()
+    with one_thread():
+        local: NDArray[np.float16] = torch.cat([features, colour(core[None], stride)[0]]).half().numpy()
     return local * inside
 
 
@@ -170,21 +176,20 @@ def add_context(local: NDArray[np.float16], mask: NDArray[np.bool_], border: int
     -------
     ((1 + windows) * channels, rows - 2 * border, columns - 2 * border), zero outside the mask.
     """
-    stacked = np.concatenate([local, mask[None]]).astype(np.float64)
-    integral = np.pad(stacked.cumsum(axis=1).cumsum(axis=2), ((0, 0), (1, 0), (1, 0)))
-    rows, columns = mask.shape[0] - 2 * border, mask.shape[1] - 2 * border
+    rows, columns = (size - 2 * border for size in mask.shape)
     core = slice(border, border + rows), slice(border, border + columns)
-    inside = mask[core]
+    inside = torch.from_numpy(mask[core])
     parts = [local[:, *core]]
-    for window in CONTEXT_WINDOWS:
-        first, last = border - window // 2, border + window // 2 + 1
-        low_y, high_y = slice(first, first + rows), slice(last, last + rows)
-        low_x, high_x = slice(first, first + columns), slice(last, last + columns)
-        total = (
-            integral[:, high_y, high_x]
-            - integral[:, low_y, high_x]
-            - integral[:, high_y, low_x]
-            + integral[:, low_y, low_x]
-        )
-        parts.append((total[:-1] / np.maximum(total[-1], 1) * inside).astype(np.float16))
+    with one_thread():
+        stacked = torch.from_numpy(np.concatenate([local, mask[None]])).float()
+        for window in CONTEXT_WINDOWS:
+            above, beside = (_within(window // 2, size, border) for size in (rows, columns))
+            total = above @ (stacked @ beside.T)
+            parts.append((total[:-1] * (inside / total[-1].clamp_min(1))).half().numpy())
     return np.concatenate(parts)
+
+
+def _within(reach: int, size: int, border: int) -> Tensor:
+    """(size, size + 2 * border) 1 where a place with its border is within reach of one without."""
+    place = torch.arange(size + 2 * border)
+    return ((place - place[border : border + size, None]).abs() <= reach).float()

@@ -16,6 +16,7 @@ from spatialdata import SpatialData
 from spatialdata.transformations import get_transformation
 from torch import Tensor
 
+from pixel2gene.core.device import one_thread
 from pixel2gene.core.ensemble import Architecture, Ensemble
 from pixel2gene.core.trust import Familiarity
 from pixel2gene.core.uncertainty import truth_sd
@@ -87,7 +88,7 @@ def lazy_latents(embedded: Embedded, network: Ensemble, device: torch.device) ->
     statistics = embedded.statistics
 
     def latents(raw: NDArray[np.float16]) -> NDArray[np.float16]:
-        with torch.inference_mode():
+        with one_thread(), torch.inference_mode():
             features = torch.from_numpy(statistics.standardise(raw)).to(device)
             latent: NDArray[np.float16] = network.latent(features).half().permute(1, 0, 2).flatten(1).cpu().numpy()
         return latent
@@ -156,7 +157,8 @@ def link_of(head: Ensemble, depth: float) -> dict[str, Any]:
 
 def _gene_maps(found: Latents) -> da.Array:
     def block(positions: NDArray[np.intp], values: NDArray[np.float16]) -> NDArray[np.float16]:
-        return found.mean(values.reshape(len(values), -1), positions).reshape(-1, *values.shape[1:])
+        with one_thread():
+            return found.mean(values.reshape(len(values), -1), positions).reshape(-1, *values.shape[1:])
 
     maps: da.Array = da.blockwise(
         block,

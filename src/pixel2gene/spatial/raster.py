@@ -33,8 +33,8 @@ from pixel2gene.spatial.image import Slide
 
 # Sides in superpixels: of a chunk, and of what is encoded at once, with a border around it that is cut off.
 TILE, ENCODED = 64, 160
-# Encoders use every core by themselves; meanwhile another thread reads the next tile.
-_ENCODING, _AHEAD = threading.Lock(), threading.BoundedSemaphore(2)
+# While a tile is encoded, another thread reads the next one.
+_AHEAD = threading.BoundedSemaphore(2)
 STATISTICS_SIDE = 8
 STAIN_MPP, STAIN_SAMPLES = 0.5, 400
 
@@ -104,8 +104,7 @@ class LocalTile:
             rgb = self.slide.read(encoder.mpp / self.mpp, *(encoder.stride * edge for edge in (y0, y1, x0, x1)))
             if self.stain is not None:
                 rgb = restain(rgb, self.stain)
-            with _ENCODING:
-                return embed_tile(encoder, rgb, inside, (rows.start - y0, columns.start - x0), self.overlap)
+            return embed_tile(encoder, rgb, inside, (rows.start - y0, columns.start - x0), self.overlap)
 
 
 def _keep(values: NDArray[np.float16], path: Path) -> None:

@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 CHANNELS = 7
+# Superpixels, high, of what is looked at at once.
+BAND = 2
 # Rows: optical density of haematoxylin, eosin and DAB (Ruifrok & Johnston, 2001).
 STAINS = ((0.65, 0.70, 0.29), (0.07, 0.99, 0.11), (0.27, 0.57, 0.78))
 
@@ -38,6 +40,11 @@ def colour(rgb: Tensor, stride: int) -> Tensor:
     (batch, 7, height / stride, width / stride): mean R, G, B (0 to 1), mean haematoxylin and eosin density, their
     standard deviations.
     """
+    # Some rows at a time, which the cache of a core holds.
+    return torch.cat([_colour(rows, stride) for rows in rgb.split(BAND * stride, dim=2)], dim=2)
+
+
+def _colour(rgb: Tensor, stride: int) -> Tensor:
     stains = stain_density(rgb)
     mean = F.avg_pool2d(stains, stride)
     variance = F.avg_pool2d(stains**2, stride) - mean**2
