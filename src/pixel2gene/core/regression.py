@@ -527,7 +527,7 @@ def _optimiser(network: Ensemble, recipe: Recipe, reference: Reference | None) -
     rate, decay = recipe.learning_rate, recipe.weight_decay
     if reference is not None:
         rate, decay = recipe.reference_learning_rate, 0.0
-    return torch.optim.AdamW(network.parameters(), lr=rate, weight_decay=decay)
+    return torch.optim.AdamW(network.parameters(), lr=rate, weight_decay=decay, fused=True)
 
 
 def _pulls(network: Ensemble, recipe: Recipe, reference: Reference, units: int) -> list[Pull]:
