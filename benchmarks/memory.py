@@ -1,17 +1,22 @@
-"""Peak memory and time by size: embedding, fitting, predicting. Each row is a process of its own.
+"""Peak memory and time by size: embedding, fitting, predicting, denoising. Each row is a process of its own.
 
 uv run python benchmarks/memory.py embed --sides 5000,10000,20000
+uv run python benchmarks/memory.py embed --sides 40000,60000 --minutes 3
 uv run python benchmarks/memory.py fit --side 812 --genes 300,3000,18000
 uv run python benchmarks/memory.py predict --sides 625,1250,2500 --genes 500
+uv run python benchmarks/memory.py denoise --side 316 --genes 100,300,1000
 """
 
 from __future__ import annotations
 
 import json
+import os
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -33,9 +38,13 @@ def peak_gb() -> float:
 
 
 @app.command()
-def embed(sides: str = "5000,10000,20000", out: Out = None) -> None:
+def embed(
+    sides: str = "5000,10000,20000",
+    minutes: Annotated[float, typer.Option(help="After which each row ends, with what is finished until then.")] = 600,
+    out: Out = None,
+) -> None:
     """H&E of so many pixels at 0.5 µm/px, all tissue, read lazily and written to a store."""
-    _table("embed-row", [[side] for side in sides.split(",")], out)
+    _table("embed-row", [[side, str(minutes)] for side in sides.split(",")], out)
 
 
 @app.command()
@@ -50,8 +59,14 @@ def predict(sides: str = "625,1250,2500", genes: int = 500, out: Out = None) -> 
     _table("predict-row", [[side, str(genes)] for side in sides.split(",")], out)
 
 
+@app.command()
+def denoise(side: int = 316, genes: str = "100,300,1000", counts_per_bin: float = 200, out: Out = None) -> None:
+    """Bins of 8 µm on a square of so many superpixels, 200 counts each, by a model that has learnt nothing."""
+    _table("denoise-row", [[str(side), number, str(counts_per_bin)] for number in genes.split(",")], out)
+
+
 @app.command(hidden=True)
-def embed_row(side: int) -> None:
+def embed_row(side: int, minutes: float) -> None:
     """One row."""
     from large import MPP, large_image, whole_tissue
 
@@ -61,20 +76,35 @@ def embed_row(side: int) -> None:
         sdata = large_image(side)
         whole_tissue(sdata)
         sdata = stored(sdata, folder)
-        before, start = peak_gb(), time.perf_counter()
-        first = FirstTile(folder, start)
+        before, start, cpu = peak_gb(), time.perf_counter(), time.process_time()
+        tiles = Tiles(folder, start)
+
+        def report(share: float) -> None:
+            seconds = time.perf_counter() - start
+            _print(
+                {
+                    "pixels": side,
+                    "share": share,
+                    "first_tile_s": tiles.first,
+                    "seconds": seconds,
+                    "mpx_per_s": share * side**2 / 1e6 / seconds,
+                    "mpx_per_cpu_s": share * side**2 / 1e6 / (time.process_time() - cpu),
+                    "gb_before": before,
+                    "peak_gb": peak_gb(),
+                }
+            )
+
+        def end_early() -> None:
+            report(tiles.share(side))
+            sys.stdout.flush()
+            shutil.rmtree(folder, ignore_errors=True)
+            os._exit(0)
+
+        timer = threading.Timer(60 * minutes, end_early)
+        timer.start()
         p2g.tl.embed(sdata, "he", tissue_key="whole", mpp=MPP, progress=False)
-        seconds = time.perf_counter() - start
-        _print(
-            {
-                "pixels": side,
-                "first_tile_s": first.seconds(),
-                "seconds": seconds,
-                "mpx_per_s": side**2 / 1e6 / seconds,
-                "gb_before": before,
-                "peak_gb": peak_gb(),
-            }
-        )
+        timer.cancel()
+        report(1.0)
 
 
 @app.command(hidden=True)
@@ -177,24 +207,59 @@ def timed(run: Callable[[], Any]) -> tuple[float, float]:
     return time.perf_counter() - start, time.process_time() - cpu
 
 
-class FirstTile:
-    """Notes when the first tile of an embedding is finished."""
+@app.command(hidden=True)
+def denoise_row(side: int, genes: int, counts_per_bin: float) -> None:
+    """One row."""
+    from large import embedded_slide, random_model
+
+    import pixel2gene as p2g
+
+    sdata, _ = embedded_slide(side, genes, counts_per_bin)
+    model = random_model(sdata, genes)
+    before = peak_gb()
+    seconds, _ = timed(lambda: p2g.tl.denoise(sdata, model, progress=False))
+    _print(
+        {
+            "bins": side**2,
+            "genes": genes,
+            "seconds": seconds,
+            "gb_before": before,
+            "peak_gb": peak_gb(),
+            "bytes_each": (peak_gb() - before) * 1024**3 / (side**2 * genes),
+        }
+    )
+
+
+class Tiles:
+    """Tiles of an embedding that are finished, while it goes on.
+
+    Attributes
+    ----------
+    first
+        Seconds after the start when the first was there; None if none was seen.
+    """
 
     def __init__(self, folder: str, start: float) -> None:
-        import threading
-
-        self._found: list[float] = []
+        self._folder = Path(folder)
+        self.first: float | None = None
 
         def wait() -> None:
-            while not list(Path(folder).glob(".slide.zarr.*/*.npy")):
+            while not self._paths():
                 time.sleep(0.05)
-            self._found.append(time.perf_counter() - start)
+            self.first = time.perf_counter() - start
 
         threading.Thread(target=wait, daemon=True).start()
 
-    def seconds(self) -> float | None:
-        """After the start; None if none was seen."""
-        return self._found[0] if self._found else None
+    def share(self, side: int) -> float:
+        """Of a slide of so many pixels; those at its end are smaller."""
+        from pixel2gene.spatial.raster import ENCODED
+
+        rows = -(-side // 16)
+        corners = (map(int, path.stem.split("-")) for path in self._paths())
+        return sum((min(y + ENCODED, rows) - y) * (min(x + ENCODED, rows) - x) for y, x in corners) / rows**2
+
+    def _paths(self) -> list[Path]:
+        return list(self._folder.glob("slide.zarr/.pixel2gene/tiles-*/*.npy"))
 
 
 def stored(sdata: Any, folder: str) -> Any:

@@ -160,7 +160,7 @@ class Ensemble(nn.Module):
         return x
 
     def _dropout(self, x: Tensor, share: float) -> Tensor:
-        """As torch's, to 1 in 65,536 of the share, in a twentieth of its time on the CPU, which draws one by one there."""
+        """As torch's, to 1 in 65,536 of the share, in a twentieth of the time that it takes on the CPU."""
         if not self.training or share == 0:
             return x
         draws = torch.empty(-(-x.numel() // 4), dtype=torch.int64, device=x.device).random_(-(2**63), None)

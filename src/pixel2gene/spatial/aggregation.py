@@ -14,7 +14,7 @@ import pandas as pd
 import shapely
 import xarray as xr
 from numpy.typing import NDArray
-from scipy.sparse import csr_array, diags_array
+from scipy.sparse import csc_array, csr_array, diags_array
 from spatialdata import SpatialData
 from tqdm.auto import tqdm
 
@@ -31,8 +31,8 @@ from pixel2gene.spatial.units import table_overlap
 WRITERS = ("predict", "denoise")
 # Mean and standard deviation in single precision.
 VALUE_BYTES = 8
-# Columns of the result, (superpixels, columns) expected counts, (elements, columns) how far they may be off.
-Part = tuple[NDArray[np.intp], NDArray[np.floating], NDArray[np.float64]]
+# Rows and columns of the result; what some superpixels add to its expected counts, and to how far they may be off.
+Part = tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.float64], NDArray[np.float64]]
 
 
 @dataclass(frozen=True)
@@ -166,7 +166,8 @@ def aggregate(
 ) -> Aggregate:
     """Sum the expression of superpixels over elements, each by the share of it that the element covers.
 
-    The raster is read once, a few genes at a time, so that memory holds little more than the result.
+    The raster is read a few genes at a time, or, of a lazy prediction, a part of the slide at a time, so that memory
+    holds little more than the result.
 
     Raises
     ------
@@ -185,16 +186,17 @@ def aggregate(
     weights = csr_array(shares[:, known]).astype(np.float64)
 
     size = (len(elements.ids), len(expression.genes))
-    mean, sd = np.empty(size, np.float32), np.empty(size, np.float32)
+    mean, sd = np.zeros(size, np.float32), np.zeros(size, np.float32)
+    total = -(-len(expression.genes) // RASTER_CHUNKS[0])
     if expression.latents is not None:
         parts = _lazy_parts(expression, expression.latents, known, weights)
+        total *= expression.raster.data.numblocks[1] * expression.raster.data.numblocks[2]
     else:
         spread = csr_array(weights @ _evenly(csr_array(units[:, known])))
-        parts = _kept_parts(expression, known, spread)
-    total = -(-len(expression.genes) // RASTER_CHUNKS[0])
-    for to, values, off in tqdm(parts, total=total, desc="aggregate", disable=not progress, leave=False):
-        mean[:, to] = weights @ values.astype(np.float64)
-        sd[:, to] = off
+        parts = _kept_parts(expression, known, weights, spread)
+    for rows, to, counts, off in tqdm(parts, total=total, desc="aggregate", disable=not progress, leave=False):
+        mean[np.ix_(rows, to)] += counts
+        sd[np.ix_(rows, to)] += off
     area = elements.areas * abs(np.linalg.det(to_grid[:2, :2]))
     with np.errstate(invalid="ignore", divide="ignore"):
         covered = np.asarray(weights.sum(axis=1)) / area
@@ -202,7 +204,10 @@ def aggregate(
     return Aggregate(mean, sd, np.nan_to_num(np.minimum(covered, 1)))
 
 
-def _kept_parts(expression: Expression, known: NDArray[np.intp], spread: csr_array) -> Iterator[Part]:
+def _kept_parts(
+    expression: Expression, known: NDArray[np.intp], weights: csr_array, spread: csr_array
+) -> Iterator[Part]:
+    everything = np.arange(weights.shape[0])
     column = pd.Series(np.arange(len(expression.genes)), index=expression.genes)
     position = expression.table.var_names.get_indexer(pd.Index(expression.genes))
     names = np.asarray(expression.raster.coords["c"].values)
@@ -212,19 +217,36 @@ def _kept_parts(expression: Expression, known: NDArray[np.intp], spread: csr_arr
         if wanted.any():
             values = np.asarray(kept[some].compute()).reshape(len(wanted), -1)[wanted][:, known]
             to = column[names[some][wanted]].to_numpy()
-            yield to, values.T, spread @ _dense(expression.table.layers["sd"][:, position[to]])
+            off = spread @ _dense(expression.table.layers["sd"][:, position[to]])
+            yield everything, to, weights @ values.T.astype(np.float64), off
 
 
 def _lazy_parts(
     expression: Expression, latents: Latents, known: NDArray[np.intp], weights: csr_array
 ) -> Iterator[Part]:
     raster = latents.raster.data
-    rows = np.asarray(raster.reshape(raster.shape[0], -1)[:, known].compute())
     position = expression.table.var_names.get_indexer(pd.Index(expression.genes))
     everything = np.arange(len(position))
-    for to in np.split(everything, everything[RASTER_CHUNKS[0] :: RASTER_CHUNKS[0]]):
-        mean, sd = latents.mean_and_sd(rows, position[to])
-        yield to, mean, weights @ sd.astype(np.float64)
+    columns = np.full(raster.shape[1:], -1)
+    columns.flat[known] = np.arange(len(known))
+    by_superpixel = csc_array(weights)
+    for row, i in _starts(raster.chunks[1]):
+        for column, j in _starts(raster.chunks[2]):
+            block = raster.blocks[:, i, j]
+            there = columns[row : row + block.shape[1], column : column + block.shape[2]]
+            part = csr_array(by_superpixel[:, there[there >= 0]])
+            rows = np.flatnonzero(np.diff(part.indptr))
+            if len(rows) == 0:
+                continue
+            part, some = part[rows], np.asarray(block.compute())[:, there >= 0]
+            for to in np.split(everything, everything[RASTER_CHUNKS[0] :: RASTER_CHUNKS[0]]):
+                mean, sd = latents.mean_and_sd(some, position[to])
+                yield rows, to, part @ mean.astype(np.float64), part @ sd.astype(np.float64)
+
+
+def _starts(chunks: tuple[int, ...]) -> Iterator[tuple[int, int]]:
+    """Where each chunk begins, and its number."""
+    return ((end - size, i) for i, (end, size) in enumerate(zip(np.cumsum(chunks).tolist(), chunks, strict=True)))
 
 
 def _chosen(key: str, there: list[str], genes: Sequence[str] | None) -> list[str]:
