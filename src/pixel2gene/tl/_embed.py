@@ -50,8 +50,8 @@ def embed(
         8-bit RGB or RGBA image.
     encoder
         ``"lite0"``: EfficientNet-Lite0, which ships with its weights; another of `pixel2gene.encoders`; or a folder of
-        weights: ``config.json`` and ``model.safetensors`` of any vision transformer of timm, or the two DINO
-        checkpoints of HIPT, ``vit256_small_dino.pth`` and ``vit4k_xs_dino.pth``.
+        weights: ``config.json`` and ``model.safetensors`` of any vision transformer of timm or transformers, or the
+        two DINO checkpoints of HIPT, ``vit256_small_dino.pth`` and ``vit4k_xs_dino.pth``.
     overlap
         For encoders that see the image in windows: the share of a window that the next one covers too, 0.5 by default
         (HIPT: 0). What windows say of a superpixel is averaged, the middle of a window weighted more than its border.
