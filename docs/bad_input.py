@@ -463,7 +463,7 @@ CASES = [
     Case("tl.embed", "overlap over 1", lambda g: embed(g, overlap=1.5)),
     Case("tl.embed", "overlap for an encoder without windows", lambda g: embed(g, overlap=0.5)),
     Case("tl.embed", "scales that do not grow from 1", lambda g: embed(g, scales=(2, 4))),
-    Case("tl.embed", "unknown stain", lambda g: embed(g, stain="reinhard")),
+    Case("tl.embed", "unknown stain", lambda g: embed(g, stain="h&e")),
     Case("tl.embed", "unknown tissue", lambda g: embed(g, tissue_key="nope")),
     Case("tl.embed", "image in place of tissue", lambda g: embed(g, tissue_key="he")),
     Case("tl.embed", "tissue not found yet", lambda g: embed(g), without("he_tissue")),

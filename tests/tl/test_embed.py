@@ -52,8 +52,10 @@ def test_stain_is_kept_in_the_record_and_asked_for_again(embedded, fitted):
     assert not np.array_equal(embedded["he_embedding"].data.compute(), plain)
     with pytest.raises(ValueError, match="stain: model None, embedding macenko"):
         p2g.tl.predict(embedded, fitted, progress=False)
-    with pytest.raises(ValueError, match="stain='reinhard'; 'macenko' or None expected"):
-        p2g.tl.embed(embedded, "he", stain="reinhard", overwrite=True, progress=False)
+    with pytest.raises(
+        ValueError, match=r"stain='h&e'; one of \['macenko', 'vahadane', 'reinhard'\], or None, expected"
+    ):
+        p2g.tl.embed(embedded, "he", stain="h&e", overwrite=True, progress=False)
 
 
 def test_scales_are_kept_in_the_record_and_asked_for_again(embedded, fitted):

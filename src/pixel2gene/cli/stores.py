@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from pixel2gene.cli.report import progress, say
 from pixel2gene.core.lock import locked
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
     from pixel2gene import Model
+    from pixel2gene.core.stain import StainMethod
 
 
 def open_store(store: Path, out: Path | None = None) -> SpatialData:
@@ -52,7 +53,7 @@ def prepare(
     embedding_key: str | None = None,
     encoder: str | None = None,
     overlap: float | None = None,
-    stain: Literal["macenko"] | None = None,
+    stain: StainMethod | None = None,
     scales: list[int] | None = None,
     tissue_key: str | None = None,
     mpp: float | None = None,

@@ -28,7 +28,7 @@ from pixel2gene.core.embedding import (
     window_step,
 )
 from pixel2gene.core.encoders import Encoder
-from pixel2gene.core.stain import Stain, fit_stain, restain
+from pixel2gene.core.stain import Colours, Stain, StainMethod, fit_stain, to_standard
 from pixel2gene.core.tissue import superpixel_statistics
 from pixel2gene.spatial.grid import SUPERPIXEL_UM
 from pixel2gene.spatial.image import Slide
@@ -78,7 +78,7 @@ class LocalTile:
     mpp: float
     load: Callable[[], Encoder]
     overlap: float = 0.0
-    stain: Stain | None = None
+    stain: Stain | Colours | None = None
     scales: tuple[int, ...] = (1,)
     finished: Path | None = None
 
@@ -114,7 +114,7 @@ class LocalTile:
             pixels = scale * encoder.mpp / self.mpp
             rgb = self.slide.read(pixels, *(encoder.stride * edge for edge in (y0, y1, x0, x1)))
             if self.stain is not None:
-                rgb = restain(rgb, self.stain)
+                rgb = to_standard(rgb, self.stain)
             with _ENCODING:
                 values = embed_tile(encoder, rgb, cells, (top - y0, left - x0), self.overlap)
         if scale == 1:
@@ -169,7 +169,7 @@ def _ends(present: NDArray[np.bool_]) -> tuple[int, int]:
     return int(found[0]), int(found[-1]) + 1
 
 
-def slide_stain(slide: Slide, mask: NDArray[np.bool_], mpp: float) -> Stain:
+def slide_stain(slide: Slide, mask: NDArray[np.bool_], mpp: float, method: StainMethod) -> Stain | Colours:
     """Stain of a slide, from superpixels spread evenly over its tissue, at 0.5 µm/px, and over all of it."""
     side = round(SUPERPIXEL_UM / STAIN_MPP)
 
@@ -184,7 +184,7 @@ def slide_stain(slide: Slide, mask: NDArray[np.bool_], mpp: float) -> Stain:
         ).reshape(3, len(chosen), -1)
 
     tissue, everywhere = read(np.flatnonzero(mask)), read(np.arange(mask.size))
-    return fit_stain(tissue.reshape(3, -1), everywhere.mean(axis=2))
+    return fit_stain(tissue.reshape(3, -1), everywhere.mean(axis=2), method)
 
 
 def fingerprint(slide: Slide) -> str:

@@ -3,7 +3,6 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from functools import partial
-from typing import Literal
 
 from spatialdata import SpatialData
 
@@ -11,6 +10,7 @@ from pixel2gene import __version__
 from pixel2gene.core.device import choose_device
 from pixel2gene.core.embedding import choose_overlap, choose_scales, embedding_channels
 from pixel2gene.core.encoders import shared_encoder
+from pixel2gene.core.stain import METHODS, StainMethod
 from pixel2gene.spatial.elements import get_record, image_element, require_new, write_elements
 from pixel2gene.spatial.grid import SUPERPIXEL_UM, superpixel_grid
 from pixel2gene.spatial.image import open_image
@@ -28,7 +28,7 @@ def embed(
     *,
     encoder: str | os.PathLike[str] = "lite0",
     overlap: float | None = None,
-    stain: Literal["macenko"] | None = None,
+    stain: StainMethod | None = None,
     scales: Sequence[int] = (1,),
     tissue_key: str | None = None,
     mpp: float | None = None,
@@ -58,8 +58,9 @@ def embed(
         For encoders that see the image in windows: the share of a window that the next one covers too, 0.5 by default
         (HIPT: 0). What windows say of a superpixel is averaged, the middle of a window weighted more than its border.
     stain
-        ``"macenko"``: haematoxylin and eosin, as found in the tissue, are brought to the colour and strength of a
-        standard stain first (Macenko et al., 2009). Embed all slides of a model alike.
+        ``"macenko"`` or ``"vahadane"``: haematoxylin and eosin, as found in the tissue, are brought to the colour and
+        strength of a standard stain first (Macenko et al., 2009; Vahadane et al., 2016). ``"reinhard"``: mean and
+        spread of the colours of the tissue are (Reinhard et al., 2001). Embed all slides of a model alike.
     scales
         ``(1, 2, 4)``: join what the encoder makes of fields twice and four times as wide, which it sees in pixels twice
         and four times as large, interpolated at each superpixel; ``(1,)`` by default.
@@ -122,9 +123,9 @@ def embed(
     load = partial(shared_encoder, os.fspath(encoder), choose_device(device))
     chosen = load()
     share, fields = choose_overlap(chosen, overlap), choose_scales(scales)
-    if stain not in (None, "macenko"):
-        raise ValueError(f"stain={stain!r}; 'macenko' or None expected.")
-    own = None if stain is None else slide_stain(slide, mask, mpp)
+    if stain is not None and stain not in METHODS:
+        raise ValueError(f"stain={stain!r}; one of {list(METHODS)}, or None, expected.")
+    own = None if stain is None else slide_stain(slide, mask, mpp, stain)
     record = {
         "verb": "embed",
         "version": __version__,
