@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from spatialdata import read_zarr
 from typer.testing import CliRunner
 
 import pixel2gene as p2g
@@ -115,3 +116,10 @@ def test_the_command_line_takes_scales(embedded, tmp_path: Path):
     result = runner.invoke(app, [*fit, "--embedding-key", "he_wide"])
     assert result.exit_code == 0, result.output
     assert p2g.Model.load(model).encoder["scales"] == [1, 2]
+
+    new = str(tmp_path / "new.zarr")
+    del embedded["he_embedding"], embedded["counts"]
+    embedded.write(new)
+    result = runner.invoke(app, ["predict", new, str(model)])
+    assert result.exit_code == 0, result.output
+    assert read_zarr(new).attrs["pixel2gene"]["he_wide"]["encoder"]["scales"] == [1, 2]
