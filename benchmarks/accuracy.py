@@ -46,6 +46,7 @@ from slides import (
     HELD_BACK,
     OTHER_PICTURE,
     SOURCES,
+    Options,
     Sizes,
     Source,
     Training,
@@ -127,19 +128,19 @@ def table(
     sizes = Sizes(side, visium_side, genes, transcriptome_genes)
     paper = PaperOptions(paper_folds, paper_epochs)
     known = methods(paper)
-    chosen_tasks, chosen = _matching(TASKS, tasks, "--tasks"), _matching(known, method, "--methods")
-    names = _available(_matching([*SOURCES, sections.NAME], data, "--data"))
+    chosen_tasks, chosen = matching(TASKS, tasks, "--tasks"), matching(known, method, "--methods")
+    names = available(matching([*SOURCES, sections.NAME], data, "--data"))
     rows = Rows(out, {**asdict(sizes), "paper": asdict(paper)}, resume=resume)
     for name in names:
         for seed in range(seeds):
             found = (
-                _score_sections(chosen_tasks, chosen, paper, seed, rows)
+                score_sections(chosen_tasks, chosen, paper, seed, rows, {})
                 if name == sections.NAME
-                else _score_slide(SOURCES[name], sizes, chosen_tasks, {one: known[one] for one in chosen}, seed, rows)
+                else score_slide(SOURCES[name], sizes, chosen_tasks, {one: known[one] for one in chosen}, seed, rows)
             )
             for row in found:
                 rows.add(row)
-                _say(f"{name}, seed {seed}, {row['task']}, {row['method']}: {row['score']:.3f}, {row['seconds']:.1f} s")
+                say(f"{name}, seed {seed}, {row['task']}, {row['method']}: {row['score']:.3f}, {row['seconds']:.1f} s")
     frame = pd.DataFrame(rows.rows)
     print(
         f"\nMean Pearson over genes: median over {seeds} seeds, ± half the range. {_described(sizes, paper, chosen)}\n"
@@ -173,13 +174,13 @@ def stop(
     """Follow the scores against the truth through training, and compare the early stop with the best one."""
     sizes = Sizes(side, visium_side, genes, transcriptome_genes)
     rows = Rows(out, {**asdict(sizes), "seeds": seeds, "looks": looks})
-    for name in _available(_matching(SOURCES, data, "--data")):
+    for name in available(matching(SOURCES, data, "--data")):
         for seed in range(seeds):
             slide = SOURCES[name].slide(sizes, seed)
             path = _trajectory(training(slide, half(slide), seed), looks)
             for row in path.to_dict("records"):
                 rows.add({"data": name, "seed": seed, **row})
-            _say(f"{name}, seed {seed}: {len(path)} looks, lowest deviance at {path['deviance'].idxmin() + 1}")
+            say(f"{name}, seed {seed}: {len(path)} looks, lowest deviance at {path['deviance'].idxmin() + 1}")
     frame = pd.DataFrame(rows.rows)
     print("\nMean Pearson with the true rate by look at the held-out deviance: unmeasured half (fill), measured half\n")
     print(_stops(frame))
@@ -199,7 +200,7 @@ def deciles(
     slide = SOURCES["hd-transcriptome"].slide(sizes, seed)
     data = training(slide, half(slide), seed, counts)
     rows = Rows(out, {"side": side, "genes": genes, "min_counts": counts, "seed": seed})
-    _say(f"{len(data.genes)} of {genes} genes have {counts} counts or more in {len(data.measured.rows)} units")
+    say(f"{len(data.genes)} of {genes} genes have {counts} counts or more in {len(data.measured.rows)} units")
     before = _peak_gib(reset=True)
     fitted, seconds = _timed(pixel2gene, data)
     peak = _peak_gib()
@@ -222,7 +223,7 @@ def deciles(
                 pearson(pixel2gene(own).predict(slide)[data.held], _rates(own, data.held))
             )
         rows.add(row)
-        _say(f"decile {i + 1}: {row}")
+        say(f"decile {i + 1}: {row}")
     print(
         f"\n{len(data.genes)} genes, {len(data.measured.rows)} bins: "
         f"default {seconds:.0f} s, ridge {linear_seconds:.0f} s;"
@@ -247,18 +248,18 @@ def ablation(
         name: partial(pixel2gene, recipe=replace(regression.Recipe(), **changes)) for name, changes in VARIANTS.items()
     }
     rows = Rows(out, {**asdict(sizes), "seeds": seeds})
-    for name in _available(_matching(SOURCES, data, "--data")):
+    for name in available(matching(SOURCES, data, "--data")):
         for seed in range(seeds):
-            for row in _score_slide(SOURCES[name], sizes, ["fill half", "fill blocks"], variants, seed, rows):
+            for row in score_slide(SOURCES[name], sizes, ["fill half", "fill blocks"], variants, seed, rows):
                 rows.add(row)
-                _say(f"{name}, seed {seed}, {row['task']}, {row['method']}: {row['score']:.3f}, {row['seconds']:.1f} s")
+                say(f"{name}, seed {seed}, {row['task']}, {row['method']}: {row['score']:.3f}, {row['seconds']:.1f} s")
     frame = pd.DataFrame(rows.rows)
     print(f"\nMean Pearson with the true rate: median over {seeds} seeds, ± half the range\n")
     # Variants have long names: one row each.
     print(_scoreboard(frame, list(variants)).T.to_string(na_rep="-"))
 
 
-def _score_slide(
+def score_slide(
     source: Source, sizes: Sizes, tasks: list[str], chosen: dict[str, Method], seed: int, done: Rows
 ) -> Iterator[Row]:
     def left(*together: str) -> dict[str, Method]:
@@ -294,7 +295,7 @@ def _fits(source: Source, task: str, data: Training, chosen: dict[str, Method]) 
             fitted, seconds = _timed(method, data)
         except ValueError as error:
             # Such as too few blocks for the folds of a recipe: the others are scored all the same.
-            _say(f"{source.name}, seed {data.seed}, {task}, {name} is left out: {error}")
+            say(f"{source.name}, seed {data.seed}, {task}, {name} is left out: {error}")
             continue
         yield (
             name,
@@ -344,8 +345,10 @@ def _on_counts(data: Training, fitted: Fitted) -> Row:
     return {"out_of_fold": float(told), "unmeasured": float(found)}
 
 
-def _score_sections(tasks: list[str], chosen: list[str], paper: PaperOptions, seed: int, done: Rows) -> Iterator[Row]:
-    spots = sections.load()
+def score_sections(
+    tasks: list[str], chosen: list[str], paper: PaperOptions, seed: int, done: Rows, embedding: Options
+) -> Iterator[Row]:
+    spots = sections.load(embedding)
     for task in sections.TASKS:
         if task in tasks:
             able = [name for name in chosen if name in sections.METHODS]
@@ -416,11 +419,11 @@ def _scoreboard(frame: pd.DataFrame, order: list[str], column: str = "score") ->
         spread = f" ±{(scores.max() - scores.min()) / 2:.3f}" if len(scores) > 1 else ""
         return f"{scores.median():.3f}{spread}"
 
-    cells = _per_seed(frame, column).groupby(["data", "task", "method"], sort=False).agg(cell)
+    cells = per_seed(frame, column).groupby(["data", "task", "method"], sort=False).agg(cell)
     return _wide(cells, order)
 
 
-def _per_seed(frame: pd.DataFrame, column: str = "score") -> pd.Series:
+def per_seed(frame: pd.DataFrame, column: str = "score") -> pd.Series:
     """Sections are no repeats: their mean is the score of a seed."""
     return frame.groupby(["data", "task", "method", "seed"], sort=False)[column].mean()
 
@@ -428,7 +431,7 @@ def _per_seed(frame: pd.DataFrame, column: str = "score") -> pd.Series:
 def _standing(frame: pd.DataFrame) -> str:
     """How the default recipe stands to the others, and its own word to the outcome."""
     median = _wide(
-        _per_seed(frame).groupby(["data", "task", "method"], sort=False).median(), list(frame["method"].unique())
+        per_seed(frame).groupby(["data", "task", "method"], sort=False).median(), list(frame["method"].unique())
     )
     rivals = median[[name for name in median if name not in NO_RIVALS]]
     found = pd.DataFrame({"score": median["default"]})
@@ -469,7 +472,7 @@ def _described(sizes: Sizes, paper: PaperOptions, chosen: list[str]) -> str:
     return told + (f"; paper: {paper.folds} folds, {paper.epochs} epochs." if "paper" in chosen else ".")
 
 
-def _matching(known: Any, patterns: str, option: str) -> list[str]:
+def matching(known: Any, patterns: str, option: str) -> list[str]:
     """Names that match, in their own order; a pattern after a minus takes out of what the others chose, or of all."""
     split = [one.strip() for one in patterns.split(",")]
     wanted = [one for one in split if not one.startswith("-")] or ["*"]
@@ -484,7 +487,7 @@ def _matching(known: Any, patterns: str, option: str) -> list[str]:
     return found
 
 
-def _available(names: list[str]) -> list[str]:
+def available(names: list[str]) -> list[str]:
     """Leave out, and say so, what needs files that are not there."""
     kept = []
     for name in names:
@@ -494,7 +497,7 @@ def _available(names: list[str]) -> list[str]:
         if reason is None:
             kept.append(name)
         else:
-            _say(f"{name} is skipped: {reason}")
+            say(f"{name} is skipped: {reason}")
     if not kept:
         raise typer.BadParameter("nothing is left to score.", param_hint="--data")
     return kept
@@ -512,7 +515,7 @@ def _peak_gib(*, reset: bool = False) -> float:
         try:
             Path("/proc/self/clear_refs").write_text("5")
         except OSError:
-            _say("The peak of memory cannot be reset here: it includes the simulation.")
+            say("The peak of memory cannot be reset here: it includes the simulation.")
     try:
         status = Path("/proc/self/status").read_text()
         return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM")) / 2**20
@@ -521,7 +524,7 @@ def _peak_gib(*, reset: bool = False) -> float:
         return peak / (2**30 if sys.platform == "darwin" else 2**20)
 
 
-def _say(text: str) -> None:
+def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 

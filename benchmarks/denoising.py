@@ -25,7 +25,7 @@ import pandas as pd
 import rivals
 import sections
 import typer
-from accuracy import Data, Out, Row, Rows, Side, _available, _matching, _say
+from accuracy import Data, Out, Row, Rows, Side, available, matching, say
 from anndata import AnnData
 from methods import Array, Fitted, PaperOptions, mean_pearson, paper_recipe, pearson, pixel2gene, smoothing
 from numpy.typing import NDArray
@@ -79,14 +79,14 @@ def table(
     """Score all methods on held-out counts, and simulated slides against the truth."""
     sizes = Sizes(side, visium_side, genes, transcriptome_genes)
     paper = PaperOptions(paper_folds, paper_epochs)
-    chosen = _matching(METHODS, method, "--methods")
+    chosen = matching(METHODS, method, "--methods")
     rows = Rows(out, {**asdict(sizes), "seeds": seeds, "train": train, "paper": asdict(paper)})
-    for name in _available(_matching([*SOURCES, sections.NAME], data, "--data")):
+    for name in available(matching([*SOURCES, sections.NAME], data, "--data")):
         for seed in range(seeds):
             for label, whole in _measured_everywhere(name, sizes, seed):
                 for row in _split_scores(whole, chosen, paper, train):
                     rows.add({"data": label, "seed": seed, **row})
-                    _say(f"{label}, seed {seed}, {row['method']}: {row['deviance']:.4f}, {row['seconds']:.1f} s")
+                    say(f"{label}, seed {seed}, {row['method']}: {row['deviance']:.4f}, {row['seconds']:.1f} s")
     frame = pd.DataFrame(rows.rows)
     titles = {
         "deviance": "Deviance of held-out counts explained, of all genes together",
@@ -125,7 +125,7 @@ def depth(
     """Thin the counts, and score what is made of them against the truth."""
     sizes = Sizes(side, visium_side, genes, transcriptome_genes)
     paper = PaperOptions(paper_folds, paper_epochs)
-    chosen = _matching(METHODS, method, "--methods")
+    chosen = matching(METHODS, method, "--methods")
     rows = Rows(
         out,
         {
@@ -136,13 +136,13 @@ def depth(
             "paper": asdict(paper),
         },
     )
-    for name in _available(_matching(SOURCES, data, "--data")):
+    for name in available(matching(SOURCES, data, "--data")):
         for seed in range(seeds):
             ((_, whole),) = _measured_everywhere(name, sizes, seed)
             for percent in map(float, depths.split(",")):
                 for row in _thinned_scores(whole, chosen, paper, percent / 100, with_replacement):
                     rows.add({"data": name, "seed": seed, "depth": percent, **row})
-                    _say(f"{name}, seed {seed}, {percent:g} %, {row['method']}: {row['pearson']:.3f}")
+                    say(f"{name}, seed {seed}, {percent:g} %, {row['method']}: {row['pearson']:.3f}")
     frame = pd.DataFrame(rows.rows)
     print(f"\nMean Pearson over genes with the truth at full depth by % of counts; median over {seeds} seeds\n")
     print(_wide(frame, ["data", "depth"], "pearson", 3))
@@ -164,12 +164,12 @@ def regions(
     logging.getLogger("spatialdata._logging").setLevel(logging.WARNING)
     rows = Rows(out, {"side": side, "genes": genes, "seeds": seeds})
     bins = [name for name, source in SOURCES.items() if source.platform == "visium_hd"]
-    for name in _available(_matching(bins, data, "--data")):
+    for name in available(matching(bins, data, "--data")):
         for seed in range(seeds):
             ((_, whole),) = _measured_everywhere(name, sizes, seed)
             for row in _region_scores(whole):
                 rows.add({"data": name, "seed": seed, **row})
-                _say(f"{name}, seed {seed}, {row['method']}: adjusted Rand index {row['ari']:.3f}")
+                say(f"{name}, seed {seed}, {row['method']}: adjusted Rand index {row['ari']:.3f}")
     frame = pd.DataFrame(rows.rows)
     columns = {
         "ari": "ARI with regions",
@@ -302,7 +302,7 @@ def _estimates(data: Training, chosen: list[str], paper: PaperOptions) -> Iterat
                 estimate = method(data)
             except ValueError as error:
                 # Such as too few blocks for the folds of a recipe: the others are scored all the same.
-                _say(f"{name} is left out: {error}")
+                say(f"{name} is left out: {error}")
                 continue
             yield name, estimate, time.perf_counter() - start
     if not set(OURS) & set(chosen):

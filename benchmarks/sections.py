@@ -24,7 +24,7 @@ from methods import (
 )
 from numpy.typing import NDArray
 from sklearn.linear_model import Ridge, RidgeCV
-from slides import embed
+from slides import Options, embed
 from spatialdata import SpatialData
 
 import pixel2gene as p2g
@@ -92,8 +92,8 @@ class Spots:
         return x < np.median(x)
 
 
-def load() -> dict[str, Spots]:
-    return {section: Spots(embed(p2g.datasets.her2st(section))) for section in SECTIONS}
+def load(embedding: Options) -> dict[str, Spots]:
+    return {section: Spots(embed(p2g.datasets.her2st(section), **embedding)) for section in SECTIONS}
 
 
 def score(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +35,9 @@ PANEL_COUNTS = 40.0
 # Every so many pixels of a picture are looked at to find its tissue, which is darker than this share of its brightest.
 STRIDE, GLASS = 16, 0.85
 
+# Of `pixel2gene.tl.embed`.
+type Options = Mapping[str, Any]
+
 
 @dataclass(frozen=True)
 class Sizes:
@@ -49,13 +54,14 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Source:
-    """A kind of slide to simulate, painted or over the H&E of a section of her2st (`picture`)."""
+    """A kind of slide to simulate, painted or over the H&E of a section of her2st (`picture`), and how to embed it."""
 
     kind: str
     platform: str = "visium_hd"
     rotation: float = 0.0
     profile: str = "panel"
     picture: str | None = None
+    embedding: Options = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -99,7 +105,7 @@ class Source:
             seed=seed,
             biology=biology,
         )
-        return Slide(embed(sdata), self.key)
+        return Slide(embed(sdata, **self.embedding), self.key)
 
 
 PAINTED = (
@@ -219,10 +225,10 @@ def nothing(slide: Slide) -> NDArray[np.bool_]:
     return np.zeros(slide.embedded.grid.shape, bool)
 
 
-def embed(sdata: SpatialData) -> SpatialData:
+def embed(sdata: SpatialData, **options: Any) -> SpatialData:
     """Add tissue and embedding."""
     p2g.tl.tissue(sdata, "he", progress=False)
-    p2g.tl.embed(sdata, "he", progress=False)
+    p2g.tl.embed(sdata, "he", progress=False, **options)
     return sdata
 
 

@@ -89,6 +89,34 @@ def timm_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]
     return make
 
 
+@pytest.fixture(scope="session")
+def transformers_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Make a folder of a small vision transformer of a class of transformers, random weights, as transformers does."""
+    import transformers
+
+    def make(name: str, kind: str, *, mpp: float | None = None, head: str = "Model", **arguments: Any) -> Path:
+        folder = tmp_path_factory.mktemp("weights") / name
+        arguments = {"image_size": 224, "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2} | arguments
+        config = getattr(transformers, f"{kind}Config")(**arguments)
+        torch.manual_seed(0)
+        network = getattr(transformers, f"{kind}{head}")(config)
+        # They start too small to matter.
+        for parameter, values in network.named_parameters():
+            if parameter.endswith(("position_embeddings", "cls_token", "register_tokens")):
+                torch.nn.init.normal_(values)
+        network.save_pretrained(folder)
+        seen = {"image_mean": [0.7, 0.6, 0.7], "image_std": [0.2, 0.25, 0.2], "size": {"shortest_edge": 256}}
+        (folder / "preprocessor_config.json").write_text(
+            json.dumps(seen | {"crop_size": {"height": config.image_size, "width": config.image_size}})
+        )
+        if mpp is not None:
+            stored = json.loads((folder / "config.json").read_text())
+            (folder / "config.json").write_text(json.dumps(stored | {"mpp": mpp}))
+        return folder
+
+    return make
+
+
 def dino_state(width: int, depth: int, side: int, embedding: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     from timm.models import VisionTransformer
 

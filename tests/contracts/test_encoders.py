@@ -4,6 +4,7 @@ import math
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -25,6 +26,11 @@ FOLDERS = {
     "timm-14-gated": {"patch_size": 14, "gated": True, "mlp_ratio": 2.0},
     "timm-8-at-1-mpp": {"patch_size": 8, "img_size": 64, "mpp": 1.0},
     "timm-14-at-0.46-mpp": {"patch_size": 14, "mpp": 0.46},
+}
+TRANSFORMERS = {
+    "transformers-16": {"kind": "ViT", "patch_size": 16, "intermediate_size": 48},
+    "transformers-14-registers": {"kind": "Dinov2WithRegisters", "patch_size": 14, "num_register_tokens": 4},
+    "transformers-14-gated": {"kind": "Dinov2", "patch_size": 14, "use_swiglu_ffn": True},
 }
 
 
@@ -73,9 +79,16 @@ class TransformersModel(HubModel):
         return None
 
 
-def load(name, device, timm_folder, dino_states):
+@pytest.fixture(scope="module")
+def load(timm_folder, transformers_folder, dino_states):
+    return partial(load_encoder, timm_folder, transformers_folder, dino_states)
+
+
+def load_encoder(timm_folder, transformers_folder, dino_states, name, device):
     if name in FOLDERS:
         return get_encoder(timm_folder(name, **FOLDERS[name]), device)
+    if name in TRANSFORMERS:
+        return get_encoder(transformers_folder(name, **TRANSFORMERS[name]), device)
     if name == "hipt":
         encoder = Hipt(*dino_states, device)
         encoder.window = 512
@@ -91,9 +104,9 @@ def load(name, device, timm_folder, dino_states):
         return vit_from_hub(info, device)
 
 
-@pytest.fixture(scope="module", params=[*REGISTRY, *FOLDERS])
-def encoder(request, timm_folder, dino_states):
-    return load(request.param, CPU, timm_folder, dino_states)
+@pytest.fixture(scope="module", params=[*REGISTRY, *FOLDERS, *TRANSFORMERS])
+def encoder(request, load):
+    return load(request.param, CPU)
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +127,7 @@ def features(encoder, rgb):
 
 
 def test_says_what_it_is(encoder):
-    assert encoder.name in [*REGISTRY, *FOLDERS]
+    assert encoder.name in [*REGISTRY, *FOLDERS, *TRANSFORMERS]
     assert encoder.licence
     assert len(encoder.weights_sha256) == 64 and int(encoder.weights_sha256, 16)
 
@@ -168,8 +181,8 @@ def test_a_superpixel_is_the_same_in_every_tile(encoder, picture):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-def test_gpu_equals_cpu(encoder, features, rgb, timm_folder, dino_states):
-    on_gpu = load(encoder.name, torch.device("cuda"), timm_folder, dino_states)
+def test_gpu_equals_cpu(encoder, features, rgb, load):
+    on_gpu = load(encoder.name, torch.device("cuda"))
     found = on_gpu.encode_dense(rgb)
     assert found.device.type == "cuda" and found.dtype == torch.float32
     assert on_gpu.weights_sha256 == encoder.weights_sha256
@@ -196,10 +209,10 @@ def refuse(*_): raise AssertionError("network")
 socket.socket.connect = socket.getaddrinfo = refuse
 import pixel2gene as p2g
 p2g.encoders()
-print([m for m in ("torch", "timm", "lazyslide_models", "huggingface_hub") if m in sys.modules])
+print([m for m in ("torch", "timm", "transformers", "lazyslide_models", "huggingface_hub") if m in sys.modules])
 import torch
 from pixel2gene.core.encoders import get_encoder
-import pixel2gene.core.encoders.vit, pixel2gene.core.encoders.hipt
+import pixel2gene.core.encoders.vit, pixel2gene.core.encoders.vit_folder, pixel2gene.core.encoders.hipt
 get_encoder("lite0", torch.device("cpu"))
 """
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

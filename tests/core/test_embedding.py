@@ -10,8 +10,12 @@ from pixel2gene.core.embedding import (
     add_context,
     blend_windows,
     choose_overlap,
+    choose_scales,
     embed_tile,
+    embedding_channels,
+    linear_cells,
     local_channels,
+    own_channels,
     seam,
     surroundings,
     window_step,
@@ -157,6 +161,28 @@ def test_overlap_is_the_encoders_own_unless_one_is_given():
         choose_overlap(Windows(), 1.0)
     with pytest.raises(ValueError, match="overlap=0.5: 'means' sees every superpixel with 8 px around it"):
         choose_overlap(Means(), 0.5)
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(1, 6), st.integers(-20, 20), st.integers(1, 15))
+def test_between_cells_values_are_interpolated_linearly(scale, start, size):
+    first, weights = linear_cells(start, start + size, scale)
+    # Far enough around them that the border of the reference does not matter.
+    origin = (start // scale) - 2
+    cells = torch.randn(1, 1, size // scale + 6, generator=torch.Generator().manual_seed(size))
+    whole = F.interpolate(cells, scale_factor=scale, mode="linear", align_corners=False)[0, 0].numpy()
+    expected = whole[start - scale * origin :][:size]
+    known = cells[0, 0, first - origin :][: weights.shape[1]].numpy()
+    np.testing.assert_allclose(weights @ known, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_scales_grow_from_one():
+    assert choose_scales([1, 2, 4]) == (1, 2, 4) and choose_scales((np.int64(1),)) == (1,)
+    for wrong in ((), (2,), (1, 1), (1, 4, 2), (1, 1.5), (1, "2"), (True, 2), "124", 2, None):
+        with pytest.raises(ValueError, match=r"whole numbers expected that grow from 1, such as \(1, 2, 4\)"):
+            choose_scales(wrong)
+    for scales in ((1,), (1, 2), (1, 2, 4)):
+        assert own_channels(embedding_channels(Means(), scales), len(scales)) == local_channels(Means())
 
 
 def test_seam_is_the_jump_at_borders_relative_to_the_same_places():

@@ -1,4 +1,4 @@
-"""Vision transformers from folders and hubs, against timm; and what is said when they can't be had."""
+"""Vision transformers from folders and hubs, against timm and transformers; and what is said when they can't be had."""
 
 import json
 import sys
@@ -8,6 +8,7 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+import transformers
 from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError
 from safetensors.torch import load_file, save_file
 
@@ -58,6 +59,52 @@ def test_a_folder_gives_the_patch_tokens_of_timm_by_area(timm_folder, arguments,
         )
     pixels = F.interpolate(tokens[-1], scale_factor=arguments["patch_size"])
     torch.testing.assert_close(found, F.avg_pool2d(pixels, encoder.stride), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("kind", "arguments", "prefix", "window"),
+    [
+        ("ViT", {"patch_size": 16, "intermediate_size": 48}, 1, 224),
+        ("ViT", {"patch_size": 16, "intermediate_size": 48, "mpp": 0.46}, 1, 272),
+        ("ViT", {"patch_size": 16, "intermediate_size": 48, "head": "ForImageClassification"}, 1, 224),
+        ("Dinov2", {"patch_size": 14, "use_swiglu_ffn": True}, 1, 224),
+        ("Dinov2", {"patch_size": 14, "image_size": 518}, 1, 560),
+        ("Dinov2WithRegisters", {"patch_size": 14, "num_register_tokens": 4}, 5, 224),
+    ],
+)
+def test_a_folder_gives_the_patch_tokens_of_transformers_by_area(
+    transformers_folder, capfd, kind, arguments, prefix, window
+):
+    folder = transformers_folder("mine", kind, **arguments)
+    capfd.readouterr()
+    encoder = get_encoder(folder, CPU)
+    assert capfd.readouterr() == ("", "")
+    assert (encoder.name, encoder.channels, encoder.window) == ("mine", 24, window)
+    image = rgb(window)
+    network = getattr(transformers, f"{kind}Model").from_pretrained(folder).eval()
+    resized = {"interpolate_pos_encoding": True} if window == 272 else {}
+    with torch.inference_mode():
+        tokens = network((image / 255 - MEAN) / STD, **resized).last_hidden_state[:, prefix:]
+    side = window // arguments["patch_size"]
+    pixels = F.interpolate(tokens.mT.reshape(1, 24, side, side), scale_factor=arguments["patch_size"])
+    torch.testing.assert_close(encoder.encode_dense(image), F.avg_pool2d(pixels, encoder.stride), rtol=1e-3, atol=1e-4)
+
+
+def test_weights_of_transformers_are_the_same_in_parts_and_pickled(transformers_folder):
+    folder = transformers_folder("mine", "Dinov2", patch_size=14)
+    expected = get_encoder(folder, CPU).weights_sha256
+    state = load_file(folder / "model.safetensors")
+    names = sorted(state)
+    for i, part in enumerate((names[::2], names[1::2])):
+        save_file({name: state[name] for name in part}, folder / f"part-{i}.safetensors", {"format": "pt"})
+    places = {name: f"part-{i % 2}.safetensors" for i, name in enumerate(names)}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
+    (folder / "model.safetensors").unlink()
+    assert get_encoder(folder, CPU).weights_sha256 == expected
+    for file in folder.glob("*.safetensors*"):
+        file.unlink()
+    torch.save(state, folder / "pytorch_model.bin")
+    assert get_encoder(folder, CPU).weights_sha256 == expected
 
 
 def test_weights_are_known_by_their_values(folder):
@@ -111,7 +158,8 @@ def broken_config(folder):
 
 def half_the_weights(folder):
     state = load_file(folder / "model.safetensors")
-    save_file({key: value for key, value in state.items() if "blocks.1" not in key}, folder / "model.safetensors")
+    kept = {key: value for key, value in state.items() if "blocks.1" not in key and "layer.1" not in key}
+    save_file(kept, folder / "model.safetensors", {"format": "pt"})
 
 
 def damaged_weights(folder):
@@ -131,29 +179,74 @@ def code(folder):
     ("change", "message"),
     [
         (no_weights, "has no weights: model.safetensors or pytorch_model.bin expected"),
-        (broken_config, "holds no vision transformer that timm can build"),
+        (broken_config, "holds no vision transformer that timm or transformers can build"),
         (half_the_weights, r"weights and configuration differ in \['blocks.1"),
         (damaged_weights, "holds no vision transformer that timm can build"),
         (code, "holds no vision transformer that timm can build"),
         (lambda folder: change_config(folder, architecture="resnet18"), "holds no vision transformer"),
         (lambda folder: change_config(folder, architecture="no_such_net"), "Unknown model"),
-        (lambda folder: (folder / "config.json").write_text('{"model_type": "vit"}'), "so that it is not timm's"),
+        (
+            lambda folder: (folder / "config.json").write_text("{}"),
+            "'architecture' of timm nor a 'model_type'",
+        ),
+        (lambda folder: (folder / "config.json").write_text("[]"), "its config.json is no object of JSON"),
     ],
 )
 def test_other_folders_are_refused(folder, capsys, change, message):
+    refuse_folder(folder, change, message)
+    assert "run" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (no_weights, "has no weights: model.safetensors or pytorch_model.bin expected"),
+        (half_the_weights, r"weights and configuration differ in \['encoder.layer.1"),
+        (damaged_weights, "holds no vision transformer that transformers can build"),
+        (code, "holds no vision transformer that transformers can build"),
+        (lambda folder: change_config(folder, model_type="hibou"), "it knows no model_type 'hibou'"),
+        (
+            lambda folder: change_config(folder, auto_map={"AutoModel": "theirs.Net"}),
+            "needs the code that comes",
+        ),
+        (lambda folder: change_config(folder, hidden_size=48), "weights and configuration differ in"),
+        (lambda folder: change_config(folder, hidden_size="48"), "holds no vision transformer that transformers can"),
+        (lambda folder: change_config(folder, num_attention_heads=0), "its config.json is wrong"),
+        (lambda folder: change_config(folder, model_type="bert"), "holds no vision transformer"),
+        (
+            lambda folder: (folder / "preprocessor_config.json").unlink(),
+            "preprocessor_config.json with 'image_mean' and 'image_std' is missing",
+        ),
+    ],
+)
+def test_other_folders_of_transformers_are_refused(transformers_folder, capsys, change, message):
+    folder = transformers_folder("mine", "Dinov2", patch_size=14)
+    capsys.readouterr()
+    (folder / "theirs.py").write_text("print('run')")
+    refuse_folder(folder, change, message)
+    assert "run" not in capsys.readouterr().out
+
+
+def refuse_folder(folder, change, message):
     change(folder)
     with pytest.raises(ValueError, match=message) as caught:
         get_encoder(folder, CPU)
     assert "\n" not in str(caught.value) and str(folder) in str(caught.value)
-    assert "run" not in capsys.readouterr().out
 
 
 def test_what_is_missing_is_named(monkeypatch, folder):
-    monkeypatch.setitem(sys.modules, "lazyslide_models", None)
-    monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(ImportError, match=r"Encoder 'uni' needs lazyslide-models: pip install 'pixel2gene\[fm\]'"):
-        get_encoder("uni", CPU)
+    for package in ("lazyslide_models", "timm", "transformers"):
+        monkeypatch.setitem(sys.modules, package, None)
+    for info in REGISTRY.values():
+        if info.lazyslide is not None:
+            with pytest.raises(
+                ImportError, match=rf"'{info.name}' needs lazyslide-models: pip install 'pixel2gene\[fm\]'"
+            ):
+                get_encoder(info.name, CPU)
     with pytest.raises(ImportError, match=r"timm, which is not installed: pip install 'pixel2gene\[fm\]'"):
+        get_encoder(folder, CPU)
+    (folder / "config.json").write_text('{"model_type": "dinov2"}')
+    with pytest.raises(ImportError, match=r"transformers, which is not installed: pip install 'pixel2gene\[fm\]'"):
         get_encoder(folder, CPU)
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from pixel2gene.core.encoders.hipt import GLOBAL_FILE, LOCAL_FILE, hipt_from_folder
-from pixel2gene.core.encoders.vit import vit_from_folder
+from pixel2gene.core.encoders.vit_folder import vit_from_folder
 
 
 @pytest.mark.parametrize(

@@ -6,11 +6,13 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from spatialdata import SpatialData
 from spatialdata.models import Image2DModel
 
 from pixel2gene.core.embedding import CONTEXT_WINDOWS, local_channels
-from pixel2gene.core.encoders import shared_encoder
+from pixel2gene.core.encoders import get_encoder, shared_encoder
+from pixel2gene.core.encoders.colour import colour
 from pixel2gene.core.tissue import superpixel_statistics
 from pixel2gene.datasets._paint import paint
 from pixel2gene.spatial import raster
@@ -78,6 +80,62 @@ def test_tiles_do_not_show(slide, mask, embedding, monkeypatch, side):
     change = np.abs(other - whole).mean(axis=1) / whole.std(axis=1)
     assert change.max() < 0.01
     assert not np.array_equal(other, whole), "the tiles were the same"
+
+
+def in_windows():
+    """As a vision transformer sees the slide."""
+    encoder = get_encoder("lite0", torch.device("cpu"))
+    encoder.halo, encoder.window = 0, 128
+    return encoder
+
+
+@pytest.mark.parametrize("load", [partial(get_encoder, "lite0", torch.device("cpu")), in_windows])
+def test_tiles_do_not_show_in_wider_fields(slide, mask, monkeypatch, load):
+    encoder = load()
+    n, share = local_channels(encoder), 0.5 if encoder.window else 0.0
+
+    def fields(side):
+        monkeypatch.setattr(raster, "ENCODED", side)
+        tile = LocalTile(slide, MPP, lambda: encoder, share, scales=(1, 3))
+        values = lazy_embedding(tile, mask).compute()
+        assert values.shape[0] == 4 * n and not values[:, ~mask].any()
+        return values[3 * n :, mask].astype(np.float64)
+
+    whole, parts = fields(80), fields(24)
+    change = np.abs(parts - whole).mean(axis=1) / whole.std(axis=1).clip(1e-3)
+    assert change.max() < 0.01
+    # Windows are the same whatever the tile.
+    assert encoder.window or not np.array_equal(parts, whole), "the tiles were the same"
+
+
+@pytest.mark.parametrize("scale", [2, 4])
+def test_wider_fields_are_those_of_larger_pixels(slide, encoder, mask, embedding, scale):
+    """All of the slide read in larger pixels, encoded at once, and laid on the superpixels by torch."""
+    found = embed(slide, mask, scales=(1, scale)).compute()
+    np.testing.assert_array_equal(found[: len(embedding)], embedding)
+    cells = [-(-size // scale) + 1 for size in mask.shape]
+    # From one cell before the slide to one behind it.
+    edges = [edge for n in cells for edge in (-16 - encoder.halo, 16 * n + encoder.halo)]
+    around = torch.from_numpy(slide.read(scale, *edges))[None]
+    border = encoder.halo // 16
+    core = around[..., encoder.halo : -encoder.halo, encoder.halo : -encoder.halo]
+    seen = encoder.encode_dense(around)[..., border:-border, border:-border]
+    features = torch.cat([seen, colour(core, 16)], dim=1)
+    wide = F.interpolate(features, scale_factor=scale, mode="bilinear", align_corners=False)[0]
+    expected = wide[:, scale:, scale:][:, : mask.shape[0], : mask.shape[1]].numpy()[:, mask]
+    change = np.abs(found[len(embedding) :, mask] - expected).mean(axis=1) / expected.std(axis=1)
+    assert change.max() < 0.01
+
+
+def test_wider_fields_read_no_more_than_they_need(slide, encoder, mask):
+    spy = Spy(slide)
+    only = np.zeros_like(mask)
+    only[30:34, 20:50] = True
+    embed(spy, only, scales=(1, 4)).compute()
+    scale, y0, y1, x0, x1, _ = spy.windows[-1]
+    # Superpixels 30 to 33 lie between the centres of cells 7 and 8, 20 to 49 between those of 4 and 12.
+    assert (scale, y0, y1) == (4, 7 * 16 - encoder.halo, 9 * 16 + encoder.halo)
+    assert (x0, x1) == (4 * 16 - encoder.halo, 13 * 16 + encoder.halo)
 
 
 def test_context_is_the_mean_of_the_tissue_around(embedding, encoder, mask):

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from spatialdata import read_zarr
 from typer.testing import CliRunner
 
 import pixel2gene as p2g
@@ -52,8 +53,32 @@ def test_stain_is_kept_in_the_record_and_asked_for_again(embedded, fitted):
     assert not np.array_equal(embedded["he_embedding"].data.compute(), plain)
     with pytest.raises(ValueError, match="stain: model None, embedding macenko"):
         p2g.tl.predict(embedded, fitted, progress=False)
-    with pytest.raises(ValueError, match="stain='reinhard'; 'macenko' or None expected"):
-        p2g.tl.embed(embedded, "he", stain="reinhard", overwrite=True, progress=False)
+    with pytest.raises(
+        ValueError, match=r"stain='h&e'; one of \['macenko', 'vahadane', 'reinhard'\], or None, expected"
+    ):
+        p2g.tl.embed(embedded, "he", stain="h&e", overwrite=True, progress=False)
+
+
+def test_scales_are_kept_in_the_record_and_asked_for_again(embedded, fitted):
+    assert fitted.encoder["scales"] is None
+    p2g.tl.embed(embedded, "he", scales=(1, 2), key_added="he_wide", progress=False)
+    record = embedded.attrs["pixel2gene"]["he_wide"]["encoder"]
+    assert record["scales"] == [1, 2] and record["channels"] == embedded["he_wide"].sizes["c"] == 4 * 183
+    with pytest.raises(ValueError, match=r"scales: model None, embedding \[1, 2\]"):
+        p2g.tl.predict(embedded, fitted, embedding_key="he_wide", progress=False)
+
+    genes = embedded["counts"].var_names[:3].tolist()
+    recipe = Recipe(folds=3, hidden=(8,), max_checks=1)
+    model = p2g.tl.fit(
+        embedded, "counts", image_key="he", embedding_key="he_wide", genes=genes, recipe=recipe, progress=False
+    )
+    assert model.encoder == record and "[1, 2]" in model.card().text
+    with pytest.raises(ValueError, match=r"scales: model \[1, 2\], embedding None"):
+        p2g.tl.predict(embedded, model, embedding_key="he_embedding", progress=False)
+    # Trust is by the superpixels themselves and what is near.
+    np.testing.assert_allclose(model.familiarity.mean, fitted.familiarity.mean, rtol=1e-3, atol=1e-3)
+    with pytest.raises(ValueError, match=r"scales=\(2, 1\): whole numbers expected that grow from 1"):
+        p2g.tl.embed(embedded, "he", scales=(2, 1), key_added="again", progress=False)
 
 
 def test_an_unknown_encoder_lists_those_there_are(embedded):
@@ -78,3 +103,23 @@ def test_the_command_line_takes_an_encoder(embedded, tmp_path: Path):
     result = runner.invoke(app, ["run", str(tmp_path / "slide.zarr"), "--out", str(out), "--encoder", "resnet"])
     assert result.exit_code == 1
     assert "Embed the H&E" in result.output and "No encoder 'resnet'" in result.stderr
+
+
+@pytest.mark.usefixtures("short_default")
+def test_the_command_line_takes_scales(embedded, tmp_path: Path):
+    store, model = str(tmp_path / "slide.zarr"), tmp_path / "model.p2g"
+    embedded.write(store)
+    fit = ["fit", store, "--out", str(model), "--scale", "1", "--scale", "2"]
+    fit += ["--gene", str(embedded["counts"].var_names[0])]
+    result = runner.invoke(app, fit)
+    assert result.exit_code == 1 and "'he_embedding' was made at scales [1], not [1, 2]" in result.stderr
+    result = runner.invoke(app, [*fit, "--embedding-key", "he_wide"])
+    assert result.exit_code == 0, result.output
+    assert p2g.Model.load(model).encoder["scales"] == [1, 2]
+
+    new = str(tmp_path / "new.zarr")
+    del embedded["he_embedding"], embedded["counts"]
+    embedded.write(new)
+    result = runner.invoke(app, ["predict", new, str(model)])
+    assert result.exit_code == 0, result.output
+    assert read_zarr(new).attrs["pixel2gene"]["he_wide"]["encoder"]["scales"] == [1, 2]

@@ -38,6 +38,12 @@ Force = Annotated[bool, typer.Option("--force", help="Accept an implausible pixe
 Encoder = Annotated[
     str | None, typer.Option(help="One of `pixel2gene encoders`, or a folder of weights; lite0 by default.")
 ]
+Scales = Annotated[
+    list[int] | None,
+    typer.Option(
+        "--scales", "--scale", help="Field that the encoder sees, relative to its own, once for each; 1 by default."
+    ),
+]
 ModelEncoder = Annotated[
     str | None, typer.Option(help="Folder of the weights of the model's encoder, if it has no name.")
 ]

@@ -28,6 +28,7 @@ def run(
     mpp: options.Mpp = None,
     force: options.Force = False,
     encoder: options.Encoder = None,
+    scales: options.Scales = None,
     device: options.Device = None,
     seed: options.Seed = 0,
     max_memory: Annotated[
@@ -46,7 +47,13 @@ def run(
     written = {kind: out.with_suffix(f".{kind}") for kind in ("p2g", "scores.csv", "png", "html")}
     with user_errors():
         sdata = open_store(store, out)
-        embedding: dict[str, Any] = {"encoder": encoder, "tissue_key": tissue_key, "mpp": mpp, "force": force}
+        embedding: dict[str, Any] = {
+            "encoder": encoder,
+            "scales": scales,
+            "tissue_key": tissue_key,
+            "mpp": mpp,
+            "force": force,
+        }
         with memory_limit(max_memory):
             model = analyse(
                 sdata, image_key, table_key, layer=layer, genes=genes, device=device, seed=seed, embedding=embedding

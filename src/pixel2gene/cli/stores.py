@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from pixel2gene.cli.report import progress, say
 from pixel2gene.core.lock import locked
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
     from pixel2gene import Model
+    from pixel2gene.core.stain import StainMethod
 
 
 def open_store(store: Path, out: Path | None = None) -> SpatialData:
@@ -52,7 +53,8 @@ def prepare(
     embedding_key: str | None = None,
     encoder: str | None = None,
     overlap: float | None = None,
-    stain: Literal["macenko"] | None = None,
+    stain: StainMethod | None = None,
+    scales: list[int] | None = None,
     tissue_key: str | None = None,
     mpp: float | None = None,
     force: bool = False,
@@ -64,16 +66,19 @@ def prepare(
     Raises
     ------
     ValueError
-        If there is an embedding by another encoder, which may not be overwritten.
+        If there is an embedding by another encoder, or at other scales, which may not be overwritten.
     """
     import pixel2gene as p2g
 
     key = embedding_key or f"{image_key}_embedding"
-    made_by = sdata.attrs.get("pixel2gene", {}).get(key, {}).get("encoder", {}).get("name")
+    made = sdata.attrs.get("pixel2gene", {}).get(key, {}).get("encoder", {})
+    made_by, made_at = made.get("name"), made.get("scales") or [1]
     # A folder of weights gives its name to the encoder.
-    other = key in sdata and encoder is not None and Path(encoder).name != made_by
+    other_encoder = key in sdata and encoder is not None and Path(encoder).name != made_by
+    other = other_encoder or (key in sdata and scales is not None and scales != made_at)
     if other and not overwrite:
-        raise ValueError(f"{key!r} was made by {made_by!r}, not {encoder!r}: name another with --embedding-key.")
+        asked = f"by {made_by!r}, not {encoder!r}" if other_encoder else f"at scales {made_at}, not {scales}"
+        raise ValueError(f"{key!r} was made {asked}: name another with --embedding-key.")
     if key in sdata and not other:
         return
     if tissue_key is None and f"{image_key}_tissue" not in sdata:
@@ -86,6 +91,7 @@ def prepare(
         encoder=encoder or "lite0",
         overlap=overlap,
         stain=stain,
+        scales=scales or (1,),
         tissue_key=tissue_key,
         mpp=mpp,
         force=force,
@@ -110,7 +116,8 @@ def prepare_for(
     image_key = image_key or str(model.inputs["image_key"])
     if (embedding_key or f"{image_key}_embedding") not in sdata:
         own = model.encoder
-        options |= {"encoder": encoder or own["name"], "overlap": own.get("overlap"), "stain": own.get("stain")}
+        options |= {name: own.get(name) for name in ("overlap", "stain", "scales")}
+        options["encoder"] = encoder or own["name"]
         prepare(sdata, image_key, embedding_key=embedding_key, **options)
 
 

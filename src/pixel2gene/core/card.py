@@ -32,6 +32,7 @@ ENCODER = {
     "weights_sha256": "SHA-256 of the weights",
     "overlap": "overlap of windows",
     "stain": "stain normalised by",
+    "scales": "fields seen, times its own",
 }
 EFFECTS = {
     "row_stripes": "sd of row stripes",

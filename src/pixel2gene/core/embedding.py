@@ -1,9 +1,11 @@
-"""The embedding of a block of superpixels: encoder, colour, and the mean of the surroundings."""
+"""The embedding of a block of superpixels: encoder, colour, the mean of the surroundings, and wider fields."""
 
 from __future__ import annotations
 
 import threading
-from itertools import batched, product
+from collections.abc import Sequence
+from itertools import batched, pairwise, product
+from numbers import Integral
 
 import numpy as np
 import torch
@@ -27,6 +29,25 @@ _ENCODING = threading.Lock()
 def local_channels(encoder: Encoder) -> int:
     """Channels of a superpixel itself, without surroundings."""
     return encoder.channels + COLOUR_CHANNELS
+
+
+def embedding_channels(encoder: Encoder, scales: tuple[int, ...]) -> int:
+    """Channels of the embedding: of a superpixel itself, its surroundings, and wider fields."""
+    return local_channels(encoder) * (len(CONTEXT_WINDOWS) + len(scales))
+
+
+def own_channels(channels: int, scales: int) -> int:
+    """Of the channels of an embedding at so many scales, those of a superpixel itself, which come first."""
+    return channels // (len(CONTEXT_WINDOWS) + scales)
+
+
+def choose_scales(scales: Sequence[int]) -> tuple[int, ...]:
+    """Check the scales asked for; a ValueError says what is expected of them."""
+    chosen = tuple(scales) if isinstance(scales, Sequence) and not isinstance(scales, str) else (None,)
+    whole = all(isinstance(scale, Integral) and not isinstance(scale, bool) for scale in chosen)
+    if not whole or chosen[:1] != (1,) or any(a >= b for a, b in pairwise(chosen)):
+        raise ValueError(f"scales={scales!r}: whole numbers expected that grow from 1, such as (1, 2, 4).")
+    return tuple(int(scale) for scale in chosen)
 
 
 def choose_overlap(encoder: Encoder, overlap: float | None) -> float:
@@ -60,6 +81,25 @@ def surroundings(encoder: Encoder, start: int, stop: int, overlap: float) -> tup
         return start - border, stop + border
     side, step = encoder.window // encoder.stride, window_step(encoder, overlap)
     return ((start - side) // step + 1) * step, (stop - 1) // step * step + side
+
+
+def linear_cells(start: int, stop: int, scale: int) -> tuple[int, NDArray[np.float32]]:
+    """Which cells of `scale` superpixels the superpixels [start, stop) lie between, along one axis.
+
+    Cells start at multiples of their size on the whole slide, so that a superpixel lies between the same cells whatever
+    tile it is computed in.
+
+    Returns
+    -------
+    first
+        Cell that the columns begin with.
+    weights
+        (superpixels, cells) by which values at the centres of cells are interpolated linearly at those of superpixels.
+    """
+    position = (np.arange(start, stop) + 0.5) / scale - 0.5
+    first, last = int(np.floor(position[0])), int(np.ceil(position[-1]))
+    distance = np.abs(position[:, None] - np.arange(first, last + 1))
+    return first, (1 - distance).clip(0).astype(np.float32)
 
 
 def embed_tile(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pixel2gene.core.embedding import CONTEXT_WINDOWS
+from pixel2gene.core.embedding import own_channels
 from pixel2gene.core.encoders.colour import CHANNELS as COLOUR_CHANNELS
 
 # Superpixels that a familiarity is fitted to, at most.
@@ -73,7 +73,7 @@ class Familiarity:
         distance = np.empty(len(features), np.float32)
         for start in range(0, len(features), ROWS):
             rows = slice(start, start + ROWS)
-            own, surroundings = ((part - self.mean) / self.sd for part in _parts(features[rows]))
+            own, surroundings = ((part - self.mean) / self.sd for part in _parts(features[rows], len(self.mean)))
             placed = (surroundings @ self.axes - self.surroundings_mean) / self.surroundings_sd
             logs = _logarithms(own @ self.axes, own[:, -COLOUR_CHANNELS:] @ self.colour_axes, placed)
             distance[rows] = ((logs - self.median) / self.spread).mean(axis=1)
@@ -91,7 +91,7 @@ class Familiarity:
         return trust
 
 
-def fit_familiarity(features: Array, fold: NDArray[np.integer]) -> Familiarity:
+def fit_familiarity(features: Array, fold: NDArray[np.integer], scales: int = 1) -> Familiarity:
     """Learn what training tissue looks like, and how far from it tissue of the training slides is that was held out.
 
     Parameters
@@ -100,10 +100,13 @@ def fit_familiarity(features: Array, fold: NDArray[np.integer]) -> Familiarity:
         (superpixels, channels) embedding of measured tissue, not standardised; `sample` says how many are enough.
     fold
         (superpixels,) the fold in which each is held out: its distance is to what the others look like.
+    scales
+        Of the embedding; what is seen at wider ones is not looked at.
     """
     own: Array
     surroundings: Array
-    own, surroundings = (np.asarray(part, np.float32) for part in _parts(features))
+    n = own_channels(features.shape[1], scales)
+    own, surroundings = (np.asarray(part, np.float32) for part in _parts(features, n))
     mean, sd = _mean_and_sd(own)
     own, surroundings = (own - mean) / sd, (surroundings - mean) / sd
     colour = own[:, -COLOUR_CHANNELS:]
@@ -145,9 +148,8 @@ def sample(superpixels: int, slides: int) -> NDArray[np.intp]:
     return np.linspace(0, superpixels - 1, min(superpixels, SAMPLE // slides)).astype(np.intp)
 
 
-def _parts(features: Array) -> tuple[Array, Array]:
+def _parts(features: Array, own: int) -> tuple[Array, Array]:
     """The channels of a superpixel itself, and those of its nearest surroundings."""
-    own = features.shape[1] // (1 + len(CONTEXT_WINDOWS))
     return features[:, :own], features[:, own : 2 * own]
 
 

@@ -132,9 +132,11 @@ def slide_measurement(
 def require_same_embedding(model: Model, embedded: Embedded) -> None:
     """Refuse an embedding that the model was not made for, by name."""
     found = embedded.record["encoder"]
-    differing = [name for name, value in model.encoder.items() if found.get(name) != value]
+    own = model.encoder
+    # What versions before did not record stands for None.
+    differing = [name for name in own | found if own.get(name) != found.get(name)]
     if differing:
-        described = "; ".join(f"{name}: model {model.encoder[name]}, embedding {found.get(name)}" for name in differing)
+        described = "; ".join(f"{name}: model {own.get(name)}, embedding {found.get(name)}" for name in differing)
         raise ValueError(
             f"The model does not fit the embedding of image {embedded.image_key!r} ({described}): embed the image with "
             f"encoder={model.encoder['name']!r}, or fit a model on this embedding."

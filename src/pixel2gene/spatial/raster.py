@@ -21,12 +21,14 @@ from pixel2gene.core.embedding import (
     CONTEXT_WINDOWS,
     add_context,
     embed_tile,
+    embedding_channels,
+    linear_cells,
     local_channels,
     surroundings,
     window_step,
 )
 from pixel2gene.core.encoders import Encoder
-from pixel2gene.core.stain import Stain, fit_stain, restain
+from pixel2gene.core.stain import Colours, Stain, StainMethod, fit_stain, to_standard
 from pixel2gene.core.tissue import superpixel_statistics
 from pixel2gene.spatial.grid import SUPERPIXEL_UM
 from pixel2gene.spatial.image import Slide
@@ -66,6 +68,8 @@ class LocalTile:
         Of the windows of the encoder.
     stain
         Of the slide, to be replaced by the standard one; None to leave it.
+    scales
+        By which the pixels that the encoder sees are larger than those that it wants, 1 first.
     finished
         Folder in which finished tiles are kept, so that one that died is gone on with; None to keep none.
     """
@@ -74,13 +78,14 @@ class LocalTile:
     mpp: float
     load: Callable[[], Encoder]
     overlap: float = 0.0
-    stain: Stain | None = None
+    stain: Stain | Colours | None = None
+    scales: tuple[int, ...] = (1,)
     finished: Path | None = None
 
     def __call__(self, rows: slice, columns: slice, inside: NDArray[np.bool_]) -> NDArray[np.float16]:
-        """(channels, rows, columns), zero outside the tissue; tiles without tissue are never read."""
+        """(scales * channels, rows, columns), zero outside the tissue; tiles without tissue are never read."""
         encoder = self.load()
-        values = np.zeros((local_channels(encoder), *inside.shape), np.float16)
+        values = np.zeros((local_channels(encoder) * len(self.scales), *inside.shape), np.float16)
         if not inside.any():
             return values
         kept = None if self.finished is None else self.finished / f"{rows.start}-{columns.start}.npy"
@@ -90,21 +95,30 @@ class LocalTile:
         rows = slice(rows.start + top, rows.start + bottom)
         columns = slice(columns.start + left, columns.start + right)
         part = slice(top, bottom), slice(left, right)
-        values[:, *part] = self._described(encoder, rows, columns, inside[part])
+        n = local_channels(encoder)
+        for i, scale in enumerate(self.scales):
+            values[i * n : (i + 1) * n, *part] = self._seen_at(scale, encoder, rows, columns, inside[part])
         if kept is not None:
             _keep(values, kept)
         return values
 
-    def _described(
-        self, encoder: Encoder, rows: slice, columns: slice, inside: NDArray[np.bool_]
+    def _seen_at(
+        self, scale: int, encoder: Encoder, rows: slice, columns: slice, inside: NDArray[np.bool_]
     ) -> NDArray[np.float16]:
-        y0, y1 = surroundings(encoder, rows.start, rows.stop, self.overlap)
-        x0, x1 = surroundings(encoder, columns.start, columns.stop, self.overlap)
+        """(channels, rows, columns), interpolated between cells of `scale` superpixels."""
+        (top, down), (left, across) = (linear_cells(axis.start, axis.stop, scale) for axis in (rows, columns))
+        cells = inside if scale == 1 else (down > 0).T @ inside @ (across > 0)
+        y0, y1 = surroundings(encoder, top, top + cells.shape[0], self.overlap)
+        x0, x1 = surroundings(encoder, left, left + cells.shape[1], self.overlap)
         with _AHEAD:
-            rgb = self.slide.read(encoder.mpp / self.mpp, *(encoder.stride * edge for edge in (y0, y1, x0, x1)))
+            pixels = scale * encoder.mpp / self.mpp
+            rgb = self.slide.read(pixels, *(encoder.stride * edge for edge in (y0, y1, x0, x1)))
             if self.stain is not None:
-                rgb = restain(rgb, self.stain)
-            return embed_tile(encoder, rgb, inside, (rows.start - y0, columns.start - x0), self.overlap)
+                rgb = to_standard(rgb, self.stain)
+            values = embed_tile(encoder, rgb, cells, (top - y0, left - x0), self.overlap)
+        if scale == 1:
+            return values
+        return (down @ values.astype(np.float32) @ across.T * inside).astype(np.float16)
 
 
 def _keep(values: NDArray[np.float16], path: Path) -> None:
@@ -125,7 +139,8 @@ def lazy_embedding(tile: LocalTile, mask: NDArray[np.bool_]) -> da.Array:
     # Windows that reach into several tiles are encoded for each: few do if tiles are whole steps.
     step = window_step(encoder, tile.overlap)
     side = math.ceil(ENCODED / step) * step
-    local = _map_tiles(tile, mask, local_channels(encoder), np.float16, side).rechunk({1: TILE, 2: TILE})
+    own = local_channels(encoder)
+    local = _map_tiles(tile, mask, own * len(tile.scales), np.float16, side).rechunk({1: TILE, 2: TILE})
     tissue = da.from_array(mask.astype(np.float16)[None], chunks=(1, *local.chunks[1:]))
     border = max(CONTEXT_WINDOWS) // 2
     # dask refuses an overlap that is larger than the array.
@@ -135,11 +150,11 @@ def lazy_embedding(tile: LocalTile, mask: NDArray[np.bool_]) -> da.Array:
         depth={0: 0, 1: border, 2: border},
         boundary=0,
     )
-    channels = local.shape[0] * (1 + len(CONTEXT_WINDOWS))
+    core = slice(border, -border), slice(border, -border)
     sizes = [tuple(size - 2 * border for size in axis) for axis in wide.chunks[1:]]
     embedding = wide.map_blocks(
-        lambda block: add_context(block[:-1], block[-1] > 0, border),
-        chunks=((channels,), *sizes),
+        lambda block: np.concatenate([add_context(block[:own], block[-1] > 0, border), block[own:-1, *core]]),
+        chunks=((embedding_channels(encoder, tile.scales),), *sizes),
         dtype=np.float16,
         meta=np.empty((0, 0, 0), np.float16),
     )
@@ -153,7 +168,7 @@ def _ends(present: NDArray[np.bool_]) -> tuple[int, int]:
     return int(found[0]), int(found[-1]) + 1
 
 
-def slide_stain(slide: Slide, mask: NDArray[np.bool_], mpp: float) -> Stain:
+def slide_stain(slide: Slide, mask: NDArray[np.bool_], mpp: float, method: StainMethod) -> Stain | Colours:
     """Stain of a slide, from superpixels spread evenly over its tissue, at 0.5 µm/px, and over all of it."""
     side = round(SUPERPIXEL_UM / STAIN_MPP)
 
@@ -168,7 +183,7 @@ def slide_stain(slide: Slide, mask: NDArray[np.bool_], mpp: float) -> Stain:
         ).reshape(3, len(chosen), -1)
 
     tissue, everywhere = read(np.flatnonzero(mask)), read(np.arange(mask.size))
-    return fit_stain(tissue.reshape(3, -1), everywhere.mean(axis=2))
+    return fit_stain(tissue.reshape(3, -1), everywhere.mean(axis=2), method)
 
 
 def fingerprint(slide: Slide) -> str:

@@ -128,9 +128,10 @@ def train(
     scores = held_out_scores(network, data, names, chosen_device).join(
         held_out_uncertainty(network, data, names, chosen_device, seed)
     )
+    encoder = dict(next(iter(embedded.values())).record["encoder"])
     return Model(
         genes=names,
-        encoder=dict(next(iter(embedded.values())).record["encoder"]),
+        encoder=encoder,
         inputs={
             "table_key": tables.pop() if len(tables) == 1 else None,
             "image_key": image_key,
@@ -153,7 +154,9 @@ def train(
         scores=scores,
         history=history,
         version=__version__,
-        familiarity=_familiarity(list(measured.values()), [part.fold for part in parts]),
+        familiarity=_familiarity(
+            list(measured.values()), [part.fold for part in parts], len(encoder.get("scales") or [1])
+        ),
         reference=None if reference is None else [slide.name for slide in reference.slides],
     )
 
@@ -212,7 +215,7 @@ def _densities(measured: Mapping[str, Measured]) -> NDArray[np.float64]:
     return density
 
 
-def _familiarity(measured: list[Measured], folds: list[NDArray[np.int8]]) -> Familiarity:
+def _familiarity(measured: list[Measured], folds: list[NDArray[np.int8]], scales: int) -> Familiarity:
     """Of the superpixels under the units; each is held out with a unit over it."""
     features, fold = [], []
     for m, unit_fold in zip(measured, folds, strict=True):
@@ -221,7 +224,7 @@ def _familiarity(measured: list[Measured], folds: list[NDArray[np.int8]]) -> Fam
         covered = covered[sample(len(covered), len(measured))]
         features.append(m.raw(covered))
         fold.append(unit_fold[overlap.indices[overlap.indptr[covered]]])
-    return fit_familiarity(np.concatenate(features), np.concatenate(fold))
+    return fit_familiarity(np.concatenate(features), np.concatenate(fold), scales)
 
 
 def _start(reference: Model, names: list[str]) -> Reference:

@@ -1,15 +1,16 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from functools import partial
-from typing import Literal
 
 from spatialdata import SpatialData
 
 from pixel2gene import __version__
 from pixel2gene.core.device import choose_device
-from pixel2gene.core.embedding import CONTEXT_WINDOWS, choose_overlap, local_channels
+from pixel2gene.core.embedding import choose_overlap, choose_scales, embedding_channels
 from pixel2gene.core.encoders import shared_encoder
+from pixel2gene.core.stain import METHODS, StainMethod
 from pixel2gene.spatial.elements import get_record, image_element, require_new, write_elements
 from pixel2gene.spatial.grid import SUPERPIXEL_UM, superpixel_grid
 from pixel2gene.spatial.image import open_image
@@ -27,7 +28,8 @@ def embed(
     *,
     encoder: str | os.PathLike[str] = "lite0",
     overlap: float | None = None,
-    stain: Literal["macenko"] | None = None,
+    stain: StainMethod | None = None,
+    scales: Sequence[int] = (1,),
     tissue_key: str | None = None,
     mpp: float | None = None,
     force: bool = False,
@@ -40,7 +42,7 @@ def embed(
 
     The image is resampled to the encoder's resolution and encoded in overlapping tiles, so that their borders do not
     show. Colour and stain statistics and the mean over the surrounding tissue (72 and 200 µm wide) are joined
-    to the encoder's channels.
+    to the encoder's channels, and wider fields if asked for.
 
     Parameters
     ----------
@@ -50,14 +52,18 @@ def embed(
         8-bit RGB or RGBA image.
     encoder
         ``"lite0"``: EfficientNet-Lite0, which ships with its weights; another of `pixel2gene.encoders`; or a folder of
-        weights: ``config.json`` and ``model.safetensors`` of any vision transformer of timm, or the two DINO
-        checkpoints of HIPT, ``vit256_small_dino.pth`` and ``vit4k_xs_dino.pth``.
+        weights: ``config.json`` and ``model.safetensors`` of any vision transformer of timm or transformers, or the
+        two DINO checkpoints of HIPT, ``vit256_small_dino.pth`` and ``vit4k_xs_dino.pth``.
     overlap
         For encoders that see the image in windows: the share of a window that the next one covers too, 0.5 by default
         (HIPT: 0). What windows say of a superpixel is averaged, the middle of a window weighted more than its border.
     stain
-        ``"macenko"``: haematoxylin and eosin, as found in the tissue, are brought to the colour and strength of a
-        standard stain first (Macenko et al., 2009). Embed all slides of a model alike.
+        ``"macenko"`` or ``"vahadane"``: haematoxylin and eosin, as found in the tissue, are brought to the colour and
+        strength of a standard stain first (Macenko et al., 2009; Vahadane et al., 2016). ``"reinhard"``: mean and
+        spread of the colours of the tissue are (Reinhard et al., 2001). Embed all slides of a model alike.
+    scales
+        ``(1, 2, 4)``: join what the encoder makes of fields twice and four times as wide, which it sees in pixels twice
+        and four times as large, interpolated at each superpixel; ``(1,)`` by default.
     tissue_key
         Labels (other than 0) or shapes to describe: the result of `pixel2gene.tl.tissue` by default
         (``f"{image_key}_tissue"``), or any of your own.
@@ -86,8 +92,8 @@ def embed(
         If there is no such image or tissue.
     ValueError
         If the image is no 8-bit RGB, its pixel size is unknown or implausible, the encoder is unknown or its folder
-        has no weights that can be read, the overlap is no share or there are no windows, the stain is not that of
-        haematoxylin and eosin, the tissue lies elsewhere, or the result exists.
+        has no weights that can be read, the overlap is no share or there are no windows, the scales do not grow from
+        1, the stain is not that of haematoxylin and eosin, the tissue lies elsewhere, or the result exists.
     ImportError
         If the encoder needs a package that is not installed.
     OSError
@@ -116,10 +122,10 @@ def embed(
         raise ValueError(f"encoder={encoder!r} given; a name among pixel2gene.encoders(), or a folder, is expected.")
     load = partial(shared_encoder, os.fspath(encoder), choose_device(device))
     chosen = load()
-    share = choose_overlap(chosen, overlap)
-    if stain not in (None, "macenko"):
-        raise ValueError(f"stain={stain!r}; 'macenko' or None expected.")
-    own = None if stain is None else slide_stain(slide, mask, mpp)
+    share, fields = choose_overlap(chosen, overlap), choose_scales(scales)
+    if stain is not None and stain not in METHODS:
+        raise ValueError(f"stain={stain!r}; one of {list(METHODS)}, or None, expected.")
+    own = None if stain is None else slide_stain(slide, mask, mpp, stain)
     record = {
         "verb": "embed",
         "version": __version__,
@@ -130,17 +136,18 @@ def embed(
         "fingerprint": fingerprint(slide),
         "encoder": {
             "name": chosen.name,
-            "channels": local_channels(chosen) * (1 + len(CONTEXT_WINDOWS)),
+            "channels": embedding_channels(chosen, fields),
             "mpp": chosen.mpp,
             "superpixel_um": SUPERPIXEL_UM,
             "licence": chosen.licence,
             "weights_sha256": chosen.weights_sha256,
             "overlap": None if chosen.window is None else share,
             "stain": stain,
+            "scales": None if fields == (1,) else list(fields),
         },
     }
     finished = finished_tiles(sdata, key_added, record, mask)
-    values = lazy_embedding(LocalTile(slide, mpp, load, share, own, finished), mask)
+    values = lazy_embedding(LocalTile(slide, mpp, load, share, own, fields, finished), mask)
     channels = [f"{chosen.name}_{i}" for i in range(values.shape[0])]
     # Models read all channels of a superpixel at once, so that they stay together in a chunk.
     element = image_element(values, grid, channels, chunks=(len(channels), TILE, TILE))

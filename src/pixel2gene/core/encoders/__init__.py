@@ -80,7 +80,7 @@ def get_encoder(name: str | os.PathLike[str], device: torch.device) -> Encoder:
     if not folder.is_dir():
         raise ValueError(f"No encoder {name!r}; there are {sorted(REGISTRY)}, and folders of weights.")
     if (folder / "config.json").is_file():
-        from pixel2gene.core.encoders.vit import vit_from_folder
+        from pixel2gene.core.encoders.vit_folder import vit_from_folder
 
         return vit_from_folder(folder, device)
     from pixel2gene.core.encoders.hipt import hipt_from_folder

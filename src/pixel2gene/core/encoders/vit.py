@@ -1,23 +1,17 @@
-"""Vision transformers: pathology foundation models from their hub, and any that timm can build from a folder."""
+"""Vision transformers, and the pathology foundation models that their hub has."""
 
 from __future__ import annotations
 
-import json
-import math
-import re
-from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
 from pixel2gene.core.encoders.registry import SUPERPIXEL_UM, EncoderInfo
 from pixel2gene.core.encoders.tokens import place_tokens
-from pixel2gene.core.encoders.weights import UNREADABLE, require_no_archive, state_sha256
+from pixel2gene.core.encoders.weights import state_sha256
 from pixel2gene.core.errors import first_line
 
-WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 # Of the published pathology models.
 HUB_WINDOWS = {"conch": 448}
 HUB_WINDOW = 224
@@ -133,93 +127,5 @@ def _unavailable(info: EncoderInfo, error: OSError) -> OSError:
         cause = cause.__cause__ or cause.__context__
     return ConnectionError(
         f"The weights of {info.name!r} could not be downloaded from {info.weights}; where there is no network, pass "
-        f"encoder='path/to/folder' with its config.json and {WEIGHT_FILES[0]} ({first_line(error)})"
+        f"encoder='path/to/folder' with its config.json and model.safetensors ({first_line(error)})"
     )
-
-
-def vit_from_folder(folder: Path, device: torch.device) -> ViT:
-    """Load any vision transformer of timm from a folder as timm and its hub lay it out.
-
-    Parameters
-    ----------
-    folder
-        Holds ``config.json`` and ``model.safetensors`` (or ``pytorch_model.bin``, of which only tensors are read).
-        ``"mpp"`` in the configuration is the resolution that the weights are for, 0.5 µm per pixel if it has none.
-    device
-        To compute on.
-    """
-    try:
-        import timm
-        from timm.models import load_state_dict
-    except ImportError as error:
-        raise ImportError(f"The folder {folder} holds weights for timm, which is not installed: {EXTRA}.") from error
-    file = next((folder / name for name in WEIGHT_FILES if (folder / name).is_file()), None)
-    if file is None:
-        raise ValueError(f"The folder {folder} has no weights: {' or '.join(WEIGHT_FILES)} expected.")
-    try:
-        config = json.loads((folder / "config.json").read_text())
-        if "architecture" not in config:
-            raise ValueError("its config.json names no 'architecture', so that it is not timm's")
-        require_no_archive(file)
-        state = load_state_dict(str(file), weights_only=True)
-        network: Any = timm.create_model(
-            f"local-dir:{folder}", num_classes=0, dynamic_img_size=True, **_feed_forward(state, timm.layers)
-        )
-        # A classifier is of no use, all else must be there.
-        found = network.load_state_dict(state, strict=False)
-        wrong = [
-            *found.missing_keys,
-            *(key for key in found.unexpected_keys if not key.startswith(("head", "fc_norm"))),
-        ]
-        if wrong:
-            raise ValueError(f"weights and configuration differ in {wrong[:3]}")
-        info, window = _describe(folder, config, network)
-    except UNREADABLE as error:
-        raise ValueError(
-            f"The folder {folder} holds no vision transformer that timm can build: {first_line(error)}."
-        ) from error
-
-    def patch_tokens(normalised: Tensor) -> Tensor:
-        tokens: Tensor = network.forward_features(normalised)[:, network.num_prefix_tokens :]
-        return tokens
-
-    return ViT(info, network, patch_tokens, window, device)
-
-
-def _feed_forward(state: Mapping[str, Tensor], layers: Any) -> dict[str, Any]:
-    """Gated linear units, which a configuration in JSON does not tell: half of what goes in comes out."""
-    inner, outer = (state.get(f"blocks.0.mlp.fc{i}.weight") for i in (1, 2))
-    if inner is None or outer is None or inner.shape[0] == outer.shape[1]:
-        return {}
-    return {"mlp_layer": layers.SwiGLUPacked, "act_layer": nn.SiLU}
-
-
-def _describe(folder: Path, config: dict[str, Any], network: Any) -> tuple[EncoderInfo, int]:
-    """What the folder says of its network, and the window nearest to what it was trained on."""
-    token, native = {*network.patch_embed.patch_size}, {*network.patch_embed.img_size}
-    if len(token) > 1 or len(native) > 1:
-        raise ValueError(f"its patches are {token} and its images {native} px; squares expected")
-    trained = network.pretrained_cfg
-    info = EncoderInfo(
-        name=folder.resolve().name,
-        channels=network.num_features,
-        mpp=float(config.get("mpp", 0.5)),
-        token=token.pop(),
-        mean=tuple(trained["mean"]),
-        std=tuple(trained["std"]),
-        licence=trained.get("license") or _licence(folder) or "not stated",
-        commercial=False,
-        gated=False,
-        weights=str(folder),
-        citation="",
-    )
-    # Both whole tokens and whole superpixels.
-    unit = math.lcm(info.token, superpixel_side(info.mpp))
-    return info, max(1, round(native.pop() / unit)) * unit
-
-
-def _licence(folder: Path) -> str | None:
-    """Of the model page that hubs keep with the weights."""
-    page = folder / "README.md"
-    found = re.search(r"^license:\s*(\S+)", page.read_text(), re.MULTILINE) if page.is_file() else None
-    return found[1] if found else None
