@@ -17,7 +17,7 @@ from pixel2gene import __version__
 from pixel2gene.core.arguments import require_genes, require_number, require_whole
 from pixel2gene.core.device import choose_device
 from pixel2gene.core.ensemble import Ensemble
-from pixel2gene.core.model import Model, TrainingSlide
+from pixel2gene.core.model import Model, TrainingSlide, recipe_values
 from pixel2gene.core.outputs import choose_outputs, leading_genes
 from pixel2gene.core.paper import RECIPES, PaperRecipe, fit_paper
 from pixel2gene.core.regression import History, Measurement, Recipe, Reference, fit_ensemble
@@ -29,7 +29,8 @@ from pixel2gene.spatial.folds import block_folds, fold_of, region_folds
 from pixel2gene.spatial.measured import Measured, measure
 from pixel2gene.spatial.modelled import require_model, require_same_embedding, training_slide
 from pixel2gene.spatial.platform import find_capture, seeks_capture, with_capture, with_effects
-from pixel2gene.spatial.slides import captures_of
+from pixel2gene.spatial.provenance import digests, made_by
+from pixel2gene.spatial.slides import Capture, captures_of
 from pixel2gene.spatial.units import Units, measured_units, select_genes
 
 Join = Literal["inner", "outer"]
@@ -57,6 +58,18 @@ def train(
     progress: bool,
 ) -> Model:
     """Fit a model, see `pixel2gene.tl.fit`."""
+    arguments = {
+        "table_key": table_key,
+        "image_key": image_key,
+        "layer": layer,
+        "genes": genes,
+        "min_counts": min_counts,
+        "embedding_key": embedding_key,
+        "join": join,
+        "folds": folds,
+        "library_size": library_size,
+        "seed": seed,
+    }
     require_genes(genes)
     require_number("min_counts", min_counts)
     require_whole("folds", folds, 2)
@@ -155,6 +168,12 @@ def train(
         version=__version__,
         familiarity=_familiarity(list(measured.values()), [part.fold for part in parts]),
         reference=None if reference is None else [slide.name for slide in reference.slides],
+        fitted=made_by(
+            arguments | {"recipe": recipe if isinstance(recipe, str) else recipe_values(recipe)},
+            {slide: digests(one, image_key, _tables_of(captures, slide), layer) for slide, one in slides.items()},
+            chosen_device,
+        )
+        | {"reference": reference is not None},
     )
 
 
@@ -177,6 +196,10 @@ def open_slides(
     if reference is not None:
         _require_new_slides(embedded, reference)
     return embedded
+
+
+def _tables_of(captures: Mapping[str, Capture], slide: str) -> list[str]:
+    return [one.table_key for one in captures.values() if one.slide == slide]
 
 
 def relative_depths(density: NDArray[np.floating], panels: NDArray[np.bool_]) -> NDArray[np.float64]:

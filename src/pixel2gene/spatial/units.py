@@ -290,9 +290,15 @@ def annotated(table: ad.AnnData, key: str) -> Iterator[tuple[str, NDArray[np.int
         yield region, positions, instances[positions]
 
 
+def feature_of(points: Any) -> str:
+    """Column of a points element that names each transcript's gene."""
+    name: str = points.attrs.get("spatialdata_attrs", {}).get("feature_key", "feature_name")
+    return name
+
+
 def _transcripts(sdata: SpatialData, key: str, image_key: str, grid: Grid) -> Units:
     points = sdata.points[key]
-    feature = points.attrs.get("spatialdata_attrs", {}).get("feature_key", "feature_name")
+    feature = feature_of(points)
     if feature not in points.columns:
         raise ValueError(
             f"Points {key!r} have no column {feature!r} that names each transcript's gene; there are "
