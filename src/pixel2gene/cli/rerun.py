@@ -23,15 +23,13 @@ def rerun(
     as_json: options.Json = False,
 ) -> None:
     """Repeat what a store records of its results, and tell whether the same comes out."""
-    from spatialdata import SpatialData
-
-    from pixel2gene.spatial.elements import RECORDS
     from pixel2gene.spatial.repetition import (
         TOLERANCE,
         changed_versions,
         differences,
         recorded_steps,
         require_same_inputs,
+        without_results,
     )
 
     with user_errors():
@@ -42,12 +40,9 @@ def rerun(
         require_same_inputs(recorded, steps)
         for line in changed_versions(steps):
             say(f"Warning: {line}; results may differ.")
-        records = recorded.attrs[RECORDS]
-        inputs = {name: element for _, name, element in recorded.gen_elements() if name not in records}
-        attrs = {name: value for name, value in recorded.attrs.items() if name != RECORDS}
-        write_store(SpatialData.init_from_elements(inputs, attrs=attrs), out)
+        write_store(without_results(recorded), out)
         repeated = open_store(out)
-        models = _repeat(repeated, steps, device)
+        models = repeat(repeated, steps, device)
         paths = [out.with_suffix(f".{i}.p2g" if i else ".p2g") for i in range(len(models))]
         for model, path in zip(models, paths, strict=True):
             model.save(path, overwrite=True)
@@ -70,7 +65,7 @@ def rerun(
     typer.echo(f"{said}: {', '.join(found)}.")
 
 
-def _repeat(sdata: SpatialData, steps: list[Step], device: str | None) -> list[Model]:
+def repeat(sdata: SpatialData, steps: list[Step], device: str | None) -> list[Model]:
     """Call the verbs again; the models that were fitted."""
     import pixel2gene as p2g
 

@@ -122,6 +122,15 @@ def _require_same(
         )
 
 
+def without_results(sdata: SpatialData) -> SpatialData:
+    """Leave out what pixel2gene wrote and recorded."""
+    results = sdata.attrs[RECORDS].keys()
+    return SpatialData.init_from_elements(
+        {name: element for _, name, element in sdata.gen_elements() if name not in results},
+        attrs={name: value for name, value in sdata.attrs.items() if name != RECORDS},
+    )
+
+
 def changed_versions(steps: list[Step]) -> list[str]:
     """Packages that are of another version than when the steps were made, in words."""
     now = versions()

@@ -81,28 +81,35 @@ def train(
     if isinstance(chosen, Recipe) and reference is not None:
         chosen = replace(chosen, hidden=reference.network.architecture.hidden)
     chosen_device = choose_device(device)
-    captures = captures_of(slides, table_key)
-    tables = {one.table_key for one in captures.values()}
+    given = captures_of(slides, table_key)
+    tables = {one.table_key for one in given.values()}
     of_slide = open_slides(slides, image_key, embedding_key, reference)
+    # Slides, units and genes are learnt from in an order of their own: in another order they are no other data.
+    captures = dict(
+        sorted(given.items(), key=lambda item: (of_slide[item[1].slide].record["fingerprint"], item[1].table_key))
+    )
     embedded = {name: of_slide[one.slide] for name, one in captures.items()}
     units = {
         name: measured_units(slides[one.slide], one.table_key, image_key, embedded[name].grid, layer)
         for name, one in captures.items()
     }
     known = set() if reference is None else set(reference.genes)
-    names = _modelled_genes(units, list(genes) if genes is not None else None, min_counts, join, known)
+    in_order = {name: units[name] for name in given}
+    wanted = _modelled_genes(in_order, list(genes) if genes is not None else None, min_counts, join, known)
+    names = sorted(wanted)
     positions = {name: u.genes.get_indexer(pd.Index(names)) for name, u in units.items()}
     panels = np.stack([columns >= 0 for columns in positions.values()])
     _require_shared_genes(list(captures), panels)
     measured = {
-        name: measure(embedded[name], u, positions[name], captures[name].described) for name, u in units.items()
+        name: measure(embedded[name], u, positions[name], captures[name].described, by_place=True)
+        for name, u in units.items()
     }
     depths = relative_depths(_densities(measured), panels)
 
     if isinstance(chosen, Recipe):
         measured = {name: with_effects(units[name], m, embedded[name].grid) for name, m in measured.items()}
     held_out = {}
-    for i, slide in enumerate(slides):
+    for i, slide in enumerate(dict.fromkeys(one.slide for one in captures.values())):
         # What lies together is held out together, whichever capture it is of.
         centres = [m.centres for name, m in measured.items() if captures[name].slide == slide]
         together = np.concatenate(centres)
@@ -141,7 +148,8 @@ def train(
     scores = held_out_scores(network, data, names, chosen_device).join(
         held_out_uncertainty(network, data, names, chosen_device, seed)
     )
-    return Model(
+    depth_of = dict(zip(captures, depths.tolist(), strict=True))
+    model = Model(
         genes=names,
         encoder=dict(next(iter(embedded.values())).record["encoder"]),
         inputs={
@@ -156,12 +164,12 @@ def train(
             TrainingSlide(
                 embedded[name].record["fingerprint"],
                 name,
-                depth,
+                depth_of[name],
                 *held_out[one.slide],
                 measured[name].platform,
                 one.table_key,
             )
-            for (name, one), depth in zip(captures.items(), depths.tolist(), strict=True)
+            for name, one in given.items()
         ],
         scores=scores,
         history=history,
@@ -175,6 +183,7 @@ def train(
         )
         | {"reference": reference is not None},
     )
+    return model.of_genes(wanted)
 
 
 def open_slides(
@@ -229,7 +238,7 @@ def relative_depths(density: NDArray[np.floating], panels: NDArray[np.bool_]) ->
 
 def _densities(measured: Mapping[str, Measured]) -> NDArray[np.float64]:
     density = np.stack([m.counts.sum(axis=0, dtype=np.float64) / m.area.sum() for m in measured.values()])
-    empty = [name for name, total in zip(measured, density.sum(axis=1), strict=True) if total == 0]
+    empty = sorted(name for name, total in zip(measured, density.sum(axis=1), strict=True) if total == 0)
     if empty:
         raise ValueError(f"None of the genes to model has counts on the tissue of {empty}: name others, or none.")
     return density
@@ -349,7 +358,7 @@ def _pooled(units: Mapping[str, Units]) -> Units:
 
 def _require_shared_genes(names: list[str], panels: NDArray[np.bool_]) -> None:
     shared = panels[:, panels.sum(axis=0) > 1].any(axis=1)
-    alone = [name for name, some in zip(names, shared, strict=True) if not some]
+    alone = sorted(name for name, some in zip(names, shared, strict=True) if not some)
     if alone and len(names) > 1:
         raise ValueError(
             f"The slides {alone} share no gene with another, so that depths cannot be compared: are the names of one "
