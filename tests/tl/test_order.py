@@ -1,11 +1,15 @@
-"""In another order, genes, bins and slides are no other data."""
+"""In another order or frame, a slide is the same slide."""
 
 from __future__ import annotations
 
+import geopandas as gpd
 import numpy as np
 import pandas as pd
 import pytest
-from spatialdata import SpatialData
+import shapely
+from spatialdata import SpatialData, deepcopy
+from spatialdata.models import Image2DModel, ShapesModel
+from spatialdata.transformations import Affine, Sequence, get_transformation, set_transformation
 
 import pixel2gene as p2g
 from pixel2gene.core.regression import Recipe
@@ -75,3 +79,25 @@ def test_denoised_bins_in_another_order_are_the_same(slides: dict[str, SpatialDa
     # What remains is the order of sums.
     np.testing.assert_allclose(again.X, expected.X, rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(again.layers["sd"], expected.layers["sd"], rtol=1e-3, atol=1e-6)
+
+
+def test_a_turned_and_moved_coordinate_system_is_the_same_slide(slides: dict[str, SpatialData]) -> None:
+    moved = deepcopy(slides["a"])
+    turn = Affine([[0, -1, -3000], [1, 0, 70], [0, 0, 1]], ("x", "y"), ("x", "y"))
+    for kind, _, element in moved.gen_elements():
+        if kind != "tables":
+            for system, old in get_transformation(element, get_all=True).items():
+                set_transformation(element, Sequence([old, turn]), to_coordinate_system=system)
+    require_equal(fit(moved), fit(slides["a"]))
+
+
+def test_a_slide_of_one_superpixel(slides: dict[str, SpatialData]) -> None:
+    model = fit(slides["a"])
+    pixels = np.asarray(slides["a"]["he"].data[:, 96:112, 96:112])
+    one = SpatialData(images={"he": Image2DModel.parse(pixels, dims=("c", "y", "x"))})
+    one["mine"] = ShapesModel.parse(gpd.GeoDataFrame(geometry=[shapely.box(0, 0, 16, 16)]))
+    p2g.tl.embed(one, "he", tissue_key="mine", mpp=0.5, progress=False)
+    p2g.tl.predict(one, model, progress=False)
+    assert one["predicted"].shape == (1, 6) and np.isfinite(one["predicted"].X).all()
+    p2g.tl.aggregate(one, "predicted", "mine", progress=False)
+    np.testing.assert_allclose(one["predicted_mine"].X, one["predicted"].X, rtol=1e-3)
