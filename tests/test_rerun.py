@@ -126,6 +126,10 @@ def early(sdata: SpatialData) -> None:
     del sdata.attrs["pixel2gene"]["denoised"]["arguments"]
 
 
+def damaged(sdata: SpatialData) -> None:
+    sdata.attrs["pixel2gene"]["denoised"]["fit"] = {"arguments": []}
+
+
 def elsewhere(sdata: SpatialData) -> None:
     sdata.attrs["pixel2gene"]["denoised"]["trained_on_this_slide"] = False
 
@@ -138,6 +142,7 @@ def elsewhere(sdata: SpatialData) -> None:
         (painted, "['he'], of which 'he_tissue' was made, have changed since"),
         (gone, "['counts'], of which 'predicted' was made, are no longer in the store"),
         (early, "How ['denoised'] came about was not recorded"),
+        (damaged, "What is recorded of ['denoised'] is damaged"),
         (elsewhere, "'denoised' cannot be repeated from this store alone"),
     ],
 )
@@ -146,6 +151,13 @@ def test_what_cannot_be_repeated_is_refused(by_verbs: Path, change: Any, message
     change(sdata)
     with pytest.raises(ValueError, match=re.escape(message)):
         require_same_inputs(sdata, recorded_steps(sdata))
+
+
+def test_arguments_of_a_later_version_are_refused(by_verbs: Path) -> None:
+    sdata = deepcopy(read_zarr(by_verbs))
+    sdata.attrs["pixel2gene"]["he_tissue"]["arguments"]["colour"] = 3
+    with pytest.raises(ValueError, match=r"tissue has no arguments \['colour'\]"):
+        repeat(sdata, recorded_steps(sdata), None)
 
 
 def test_a_store_without_results_is_refused_in_a_sentence(slide: Path, tmp_path: Path) -> None:

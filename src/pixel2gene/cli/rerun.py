@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -72,7 +74,8 @@ def repeat(sdata: SpatialData, steps: list[Step], device: str | None) -> list[Mo
     models: list[tuple[dict[str, Any], Model]] = []
     for step in steps:
         say(f"Repeat {step.verb}: {step.key}")
-        options: dict[str, Any] = {**step.record["arguments"], "progress": progress()}
+        verb = getattr(p2g.tl, step.verb)
+        options = _known(verb, step.record["arguments"]) | {"progress": progress()}
         if step.verb in ("embed", "predict", "denoise"):
             options["device"] = device
         if step.fit is not None:
@@ -81,15 +84,26 @@ def repeat(sdata: SpatialData, steps: list[Step], device: str | None) -> list[Mo
                 model = _fitted(sdata, step.fit, device)
                 models.append((step.fit, model))
             options["model"] = model
-        getattr(p2g.tl, step.verb)(sdata, **options)
+        verb(sdata, **options)
     return [model for _, model in models]
+
+
+def _known(verb: Callable[..., Any], arguments: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of a verb; a ValueError says if it has them not, as those of a later version."""
+    unknown = sorted(arguments.keys() - signature(verb).parameters.keys())
+    if unknown:
+        raise ValueError(
+            f"pixel2gene.tl.{verb.__name__} has no arguments {unknown}, with which the result was made: install the "
+            "version that is recorded of it."
+        )
+    return dict(arguments)
 
 
 def _fitted(sdata: SpatialData, fit: dict[str, Any], device: str | None) -> Model:
     import pixel2gene as p2g
     from pixel2gene.core.model import recipe_from
 
-    arguments = dict(fit["arguments"])
+    arguments = _known(p2g.tl.fit, fit["arguments"])
     if not isinstance(arguments["recipe"], str):
         arguments["recipe"] = recipe_from(arguments["recipe"])
     (name,) = fit["inputs"]

@@ -58,7 +58,10 @@ def recorded_steps(sdata: SpatialData) -> list[Step]:
     ValueError
         If there are none, or one cannot be made again.
     """
-    records = {key: record for key, record in sdata.attrs.get(RECORDS, {}).items() if key in sdata}
+    found = sdata.attrs.get(RECORDS, {})
+    if not isinstance(found, dict) or not all(isinstance(one, dict) for one in found.values()):
+        raise ValueError(f"sdata.attrs[{RECORDS!r}] is damaged: it does not say how results came about.")
+    records = {key: record for key, record in found.items() if key in sdata}
     if not records:
         raise ValueError(
             "There is nothing to repeat: the store holds no result of pixel2gene. Name one that `pixel2gene run` wrote."
@@ -69,17 +72,33 @@ def recorded_steps(sdata: SpatialData) -> list[Step]:
             f"How {early} came about was not recorded, as in early versions of pixel2gene: make them again with this "
             "one."
         )
+    damaged = sorted(key for key, record in records.items() if not _is_whole(record))
+    if damaged:
+        raise ValueError(f"What is recorded of {damaged} is damaged: make them again.")
     # What else a verb wrote has the same record.
-    steps = [Step(key, record) for key, record in records.items() if record["arguments"]["key_added"] == key]
+    steps = [Step(key, record) for key, record in records.items() if record["arguments"].get("key_added") == key]
     for step in steps:
         if step.verb in ("predict", "denoise"):
             _require_own_model(step)
     return sorted(steps, key=lambda step: ORDER.index(step.verb))
 
 
+def _is_whole(record: dict[str, Any]) -> bool:
+    """Whether what is needed is there, also of the fit."""
+    fit = record.get("fit")
+    calls = [record] if fit is None else [record, fit]
+    return (
+        record.get("verb") in ORDER
+        and isinstance(record.get("image_key"), str)
+        and all(isinstance(call, dict) for call in calls)
+        and all(isinstance(call.get(part), dict) for call in calls for part in ("arguments", "inputs", "environment"))
+        and (fit is None or {"image_key", "layer", "recipe"} <= fit["arguments"].keys())
+    )
+
+
 def _require_own_model(step: Step) -> None:
     fit = step.fit
-    if fit is None or fit["reference"] or len(fit["inputs"]) > 1 or not step.record["trained_on_this_slide"]:
+    if fit is None or fit.get("reference") or len(fit["inputs"]) != 1 or not step.record.get("trained_on_this_slide"):
         raise ValueError(
             f"{step.key!r} cannot be repeated from this store alone: its model was fitted to other slides, or by an "
             f"early version. Load that model and call pixel2gene.tl.{step.verb} with what `pixel2gene info` shows."
