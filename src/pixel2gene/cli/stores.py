@@ -24,7 +24,7 @@ def open_store(store: Path, out: Path | None = None) -> SpatialData:
     FileNotFoundError
         If there is no store.
     ValueError
-        If it is none, or `out` is the store itself.
+        If it is none, or `out` is no name or the store itself.
     """
     from spatialdata import read_zarr
 
@@ -34,6 +34,8 @@ def open_store(store: Path, out: Path | None = None) -> SpatialData:
         raise ValueError(f"{store} is no SpatialData zarr store: write one with sdata.write({store.stem + '.zarr'!r}).")
     if out is None:
         return read_zarr(store)
+    if not out.name:
+        raise ValueError(f"--out is {str(out)!r}, which is no name of a store: results.zarr is one.")
     if out.resolve() == store.resolve():
         raise ValueError("--out is the input itself: name another store.")
     if not out.exists():
