@@ -121,12 +121,14 @@ def value(number: float) -> Callable[[SpatialData], SpatialData]:
     return counts(change)
 
 
-def bins(change: Callable[[gpd.GeoSeries], gpd.GeoSeries]) -> Callable[[SpatialData], SpatialData]:
+def bins(
+    change: Callable[[gpd.GeoSeries], gpd.GeoSeries], systems: dict[str, Any] | None = None
+) -> Callable[[SpatialData], SpatialData]:
     """The bins elsewhere."""
 
     def changed(sdata: SpatialData) -> SpatialData:
         frame = gpd.GeoDataFrame(geometry=change(sdata[BINS].geometry), index=sdata[BINS].index)
-        return copied(sdata, **{BINS: ShapesModel.parse(frame, transformations=dict(SYSTEMS))})
+        return copied(sdata, **{BINS: ShapesModel.parse(frame, transformations=dict(systems or SYSTEMS))})
 
     return changed
 
@@ -560,6 +562,13 @@ CASES = [
     Case("tl.fit", "bins outside the image", lambda g: fit(g), bins(lambda s: s.translate(1e6))),
     Case("tl.fit", "half of the bins outside the image", lambda g: fit(g), bins(lambda s: s.translate(230))),
     Case("tl.fit", "x and y swapped", lambda g: fit(g), swapped),
+    Case("tl.fit", "bins with y upwards", lambda g: fit(g), bins(lambda s: s.affine_transform([1, 0, 0, -1, 0, 0]))),
+    Case(
+        "tl.fit",
+        "bins with a mirrored transformation",
+        lambda g: fit(g),
+        bins(lambda s: s, {"global": Scale([-1, 1], ("x", "y"))}),
+    ),
     Case(
         "tl.fit", "bins in µm given as pixels", lambda g: fit(g), bins(lambda s: s.affine_transform([8, 0, 0, 8, 0, 0]))
     ),
@@ -625,6 +634,12 @@ CASES = [
     Case("tl.predict", "empty name", lambda g: predict(g, key_added="")),
     Case("tl.predict", "name of another type", lambda g: predict(g, key_added=5)),
     Case("tl.predict", "unknown device", lambda g: predict(g, device="tpu9")),
+    Case(
+        "tl.denoise",
+        "bins in another coordinate system",
+        lambda g: denoise(g),
+        bins(lambda s: s, {"elsewhere": Identity()}),
+    ),
     Case("tl.denoise", "no SpatialData", lambda g: p2g.tl.denoise(None, g.model)),
     Case("tl.denoise", "path in place of a model", lambda g: denoise(g, "model.p2g")),
     Case("tl.denoise", "unknown gene", lambda g: denoise(g, genes=["nope"])),
@@ -745,6 +760,12 @@ CASES = [
     Case("tl.check_alignment", "shift NaN", lambda g: check_alignment(g, max_shift=float("nan"))),
     Case("tl.check_alignment", "shift as text", lambda g: check_alignment(g, max_shift="far")),
     Case("tl.check_alignment", "pixel size against the data", lambda g: check_alignment(g, mpp=0.6)),
+    Case(
+        "tl.check_alignment",
+        "bins in another coordinate system",
+        lambda g: check_alignment(g),
+        bins(lambda s: s, {"elsewhere": Identity()}),
+    ),
     Case(
         "tl.check_alignment",
         "no counts at all",

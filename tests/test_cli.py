@@ -83,6 +83,12 @@ def test_run_says_what_is_wrong(store: Path, tmp_path: Path, arguments: list[str
     assert message in result.stderr
 
 
+def test_demo_says_what_is_wrong(tmp_path: Path) -> None:
+    result = runner.invoke(app, ["demo", "--folder", str(tmp_path), "--side", "100"])
+    assert result.exit_code == 1
+    assert "give at least 256 pixels a side" in result.stderr
+
+
 def test_run_refuses_a_missing_store_and_its_own_input(store: Path, tmp_path: Path) -> None:
     missing = runner.invoke(app, ["run", str(tmp_path / "no.zarr"), "--out", str(tmp_path / "out.zarr")])
     assert missing.exit_code == 1

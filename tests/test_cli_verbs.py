@@ -131,6 +131,8 @@ def test_info_of_a_model(model: Path, fitted_once: p2g.Model) -> None:
         (["fit", "{store}", "{store}", "--out", "m"], "named by their stores"),
         (["fit", "{store}", "--out", "m", "--recipe", "nope"], "There is no recipe 'nope'"),
         (["fit", "{store}", "--out", "m", "--encoder", "uni"], "was made by 'lite0', not 'uni'"),
+        (["run", "{store}", "--out", ""], "which is no name of a store"),
+        (["run", "{store}", "--out", "/"], "which is no name of a store"),
         (["info", "{folder}"], "is no SpatialData zarr store"),
     ],
 )

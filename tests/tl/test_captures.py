@@ -62,7 +62,7 @@ def test_the_whole_slide_is_filled_in_one_unit(whole: SpatialData, slide: Spatia
     r = [np.corrcoef(a, b)[0, 1] for a, b in zip(rate[:, there], truth[:, there], strict=True)]
     assert np.mean(r) > 0.5
     # Left at full depth, right at 0.4 of it, predicted at the mean of both.
-    scale = rate[:, there].sum() / truth[:, there].sum()
+    scale = rate[:, there].sum(dtype=np.float64) / truth[:, there].sum()
     np.testing.assert_allclose(scale, (1 + THINNED) / 2, rtol=0.2)
 
 

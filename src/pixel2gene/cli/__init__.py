@@ -6,9 +6,10 @@ import typer
 
 from pixel2gene.cli.demo import demo
 from pixel2gene.cli.info import encoders, info
+from pixel2gene.cli.rerun import rerun
 from pixel2gene.cli.run import run
 from pixel2gene.cli.verbs import aggregate, denoise, fit, predict
 
 app = typer.Typer(help="Read gene expression off the H&E.", no_args_is_help=True, pretty_exceptions_enable=False)
-for command in (demo, run, fit, predict, denoise, aggregate, info, encoders):
+for command in (demo, run, rerun, fit, predict, denoise, aggregate, info, encoders):
     app.command()(command)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pixel2gene.cli.report import say
+from pixel2gene.cli.report import say, user_errors
 from pixel2gene.cli.run import analyse, figure, report
 
 if TYPE_CHECKING:
@@ -23,17 +23,17 @@ def demo(
     import pixel2gene as p2g
 
     store = folder / "pixel2gene-demo.zarr"
-    say(f"Simulate a slide of {side} x {side} px and {genes} genes")
-    sdata = p2g.datasets.simulate(size=(side, side), n_genes=genes, measured=1.0, seed=seed)
-    _hold_back_right_half(sdata)
-    shutil.rmtree(store, ignore_errors=True)
-    sdata.write(store)
-    model = analyse(sdata, "he", "counts", seed=seed)
-    model.save(store.with_suffix(".p2g"), overwrite=True)
-    figure(sdata, model, "he", "counts", store.with_suffix(".png"))
-    report(sdata, model, "he", "counts", store.with_suffix(".html"))
-
-    filled = p2g.tl.evaluate(sdata, model, table_key="held_back")
+    with user_errors():
+        say(f"Simulate a slide of {side} x {side} px and {genes} genes")
+        sdata = p2g.datasets.simulate(size=(side, side), n_genes=genes, measured=1.0, seed=seed)
+        _hold_back_right_half(sdata)
+        shutil.rmtree(store, ignore_errors=True)
+        sdata.write(store)
+        model = analyse(sdata, "he", "counts", seed=seed)
+        model.save(store.with_suffix(".p2g"), overwrite=True)
+        figure(sdata, model, "he", "counts", store.with_suffix(".png"))
+        report(sdata, model, "he", "counts", store.with_suffix(".html"))
+        filled = p2g.tl.evaluate(sdata, model, table_key="held_back")
     typer.echo(
         f"\nMean Pearson of {len(model.genes)} genes      with counts   with the true rate\n"
         f"measured half     raw counts                -        {_agreement(sdata, 'counts'):.3f}\n"

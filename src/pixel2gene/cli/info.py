@@ -53,6 +53,7 @@ def _described(model: Model) -> dict[str, Any]:
         "encoder": model.encoder,
         "slides": [slide.name for slide in model.slides],
         "reference": model.reference,
+        "fitted": model.fitted,
         "genes": model.genes,
         "mean": model.scores.mean(),
         "pearson": model.scores["pearson"],

@@ -44,9 +44,9 @@ def run(
 
     What an interrupted run has finished in OUT is not done again.
     """
-    written = {kind: out.with_suffix(f".{kind}") for kind in ("p2g", "scores.csv", "png", "html")}
     with user_errors():
         sdata = open_store(store, out)
+        written = {kind: out.with_suffix(f".{kind}") for kind in ("p2g", "scores.csv", "png", "html")}
         embedding: dict[str, Any] = {
             "encoder": encoder,
             "scales": scales,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pixel2gene.cli.report import progress, say
 from pixel2gene.core.lock import locked
+from pixel2gene.spatial.provenance import SOURCE
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
@@ -24,7 +25,7 @@ def open_store(store: Path, out: Path | None = None) -> SpatialData:
     FileNotFoundError
         If there is no store.
     ValueError
-        If it is none, or `out` is the store itself.
+        If it is none, or `out` is no name or the store itself.
     """
     from spatialdata import read_zarr
 
@@ -34,16 +35,25 @@ def open_store(store: Path, out: Path | None = None) -> SpatialData:
         raise ValueError(f"{store} is no SpatialData zarr store: write one with sdata.write({store.stem + '.zarr'!r}).")
     if out is None:
         return read_zarr(store)
+    if not out.name:
+        raise ValueError(f"--out is {str(out)!r}, which is no name of a store: results.zarr is one.")
     if out.resolve() == store.resolve():
         raise ValueError("--out is the input itself: name another store.")
     if not out.exists():
         say(f"Copy {store} to {out}")
-        aside = out.with_name(f".{out.name}.partial")
-        with locked(out.with_name(f".{out.name}.lock"), f"the store {out}"):
-            shutil.rmtree(aside, ignore_errors=True)
-            read_zarr(store).write(aside)
-            aside.rename(out)
+        copy = read_zarr(store)
+        copy.attrs = {**copy.attrs, SOURCE: str(store.resolve())}
+        write_store(copy, out)
     return read_zarr(out)
+
+
+def write_store(sdata: SpatialData, out: Path) -> None:
+    """Write a new store, complete or not at all."""
+    aside = out.with_name(f".{out.name}.partial")
+    with locked(out.with_name(f".{out.name}.lock"), f"the store {out}"):
+        shutil.rmtree(aside, ignore_errors=True)
+        sdata.write(aside)
+        aside.rename(out)
 
 
 def prepare(

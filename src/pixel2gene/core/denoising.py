@@ -131,7 +131,7 @@ def denoise_counts(
         filled[:, genes], _ = _mixture(sources.elsewhere(gaps, genes), weight[:, genes])
     shape = gamma_shape(some, unseen)
     expected_sd = np.sqrt(expected * misfit(some, unseen, shape, around.block[rows]).astype(np.float32))
-    with_other_genes, among = _other_genes(sources, unseen, shape, seed)
+    with_other_genes, among = _other_genes(sources, unseen, shape, np.lexsort(centres[rows].T), seed)
     mean, sd, trusted = np.empty_like(counts), np.empty_like(counts), np.zeros(counts.shape[1])
     # Some units at a time, since each takes its many arrays.
     for units in gene_blocks(*counts.shape[::-1]):
@@ -220,7 +220,7 @@ def _with_neighbours(
 
 
 def _other_genes(
-    sources: Sources, unseen: NDArray[np.float32], shape: NDArray[np.float64], seed: int
+    sources: Sources, unseen: NDArray[np.float32], shape: NDArray[np.float64], order: NDArray[np.intp], seed: int
 ) -> tuple[Callable[[NDArray[np.float32], NDArray[np.float32]], NDArray[np.float32]], NDArray[np.float64]]:
     """Learn to correct what is expected by what a unit's counts of all other genes foretell, as far as it helps a gene.
 
@@ -232,6 +232,8 @@ def _other_genes(
         (sample, genes) what is expected there by what has not seen them.
     shape
         (genes,) of the gamma distribution of the units around it.
+    order
+        (sample,) its units by their place, so that the order in which they come makes no difference.
     seed
         Of the parts of the sample.
 
@@ -243,7 +245,8 @@ def _other_genes(
     if len(some) < LEAST_UNITS or some.shape[1] < LEAST_GENES:
         return lambda counts, expected: expected, shape
     x = residuals(some, unseen, shape)
-    part = np.random.default_rng(seed).permutation(len(some)) % PARTS
+    part = np.empty(len(some), np.intp)
+    part[order] = np.random.default_rng(seed).permutation(len(some)) % PARTS
     held_out = [np.empty_like(x) for _ in FACTORS]
     for foretold, number in zip(held_out, FACTORS, strict=True):
         for k in range(PARTS):

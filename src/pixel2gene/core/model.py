@@ -92,6 +92,9 @@ class Model:
         What the training tissue looks like.
     reference
         Names of the slides that the model was trained on from which training started, if it started from one.
+    fitted
+        How it came about, so that the fit can be repeated: arguments, hashes of what was read by slide and key, and
+        versions; None of models by early versions.
 
     Examples
     --------
@@ -111,6 +114,7 @@ class Model:
     version: str
     familiarity: Familiarity
     reference: list[str] | None = None
+    fitted: dict[str, Any] | None = None
 
     def __repr__(self) -> str:
         r = self.scores["pearson"].mean()
@@ -218,7 +222,7 @@ class Model:
                 genes=stored["genes"],
                 encoder=stored["encoder"],
                 inputs=stored["inputs"],
-                recipe=_recipe(stored["recipe"]),
+                recipe=recipe_from(stored["recipe"]),
                 network=_network(Architecture(**_with_tuples(stored["architecture"])), tensors),
                 slides=[_slide(slide, tensors[f"fold.{i}"]) for i, slide in enumerate(stored["slides"])],
                 scores=pd.DataFrame(stored["scores"], index=pd.Index(stored["genes"], name="gene"), dtype=float),
@@ -226,6 +230,7 @@ class Model:
                 version=stored["version"],
                 familiarity=_familiarity(tensors),
                 reference=stored["reference"],
+                fitted=stored.get("fitted"),
             )
             require_types(model)
             _require_consistent(model)
@@ -245,7 +250,7 @@ class Model:
             "genes": self.genes,
             "encoder": self.encoder,
             "inputs": self.inputs,
-            "recipe": {"name": _name(self.recipe), **dataclasses.asdict(self.recipe)},
+            "recipe": recipe_values(self.recipe),
             "architecture": dataclasses.asdict(self.network.architecture),
             "slides": [
                 {
@@ -259,6 +264,7 @@ class Model:
                 for s in self.slides
             ],
             "reference": self.reference,
+            "fitted": self.fitted,
             "history": dataclasses.asdict(self.history),
             # NaN is no JSON.
             "scores": {
@@ -318,11 +324,14 @@ def _familiarity(tensors: dict[str, NDArray[Any]]) -> Familiarity:
     return Familiarity(**arrays)
 
 
-def _name(recipe: Recipe | PaperRecipe) -> str:
-    return next(name for name, kind in RECIPES.items() if isinstance(recipe, kind))
+def recipe_values(recipe: Recipe | PaperRecipe) -> dict[str, Any]:
+    """Say a recipe in what JSON knows."""
+    name = next(name for name, kind in RECIPES.items() if isinstance(recipe, kind))
+    return {"name": name, **dataclasses.asdict(recipe)}
 
 
-def _recipe(values: dict[str, Any]) -> Recipe | PaperRecipe:
+def recipe_from(values: dict[str, Any]) -> Recipe | PaperRecipe:
+    """Make the recipe of `recipe_values`."""
     named = _with_tuples(values)
     return RECIPES[named.pop("name")](**named)
 

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import warnings
 from collections.abc import Iterable, Sequence
 from datetime import datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +25,10 @@ from pixel2gene.spatial.elements import RECORDS
 from pixel2gene.spatial.geometry import raster_levels
 from pixel2gene.spatial.grid import SUPERPIXEL_UM
 from pixel2gene.spatial.pixel_size import evidence
+from pixel2gene.spatial.provenance import versions
 
 _TRUSTED = 0.3  # out-of-fold Pearson from which on a gene is listed
 _LISTED = 30
-_PACKAGES = ("pixel2gene", "spatialdata", "anndata", "torch", "numpy", "zarr")
 _COLUMNS = {
     "pearson": "Pearson",
     "pearson_ceiling": "noise ceiling",
@@ -110,7 +108,7 @@ def write_report(
         unknown=unknown,
         gradient=GRADIENT,
         card=Markup(model.card().html),
-        versions={"Python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
+        versions=versions(),
     )
     # Whole or not at all.
     aside = Path(path).with_name(f".{Path(path).name}.partial")

@@ -10,6 +10,7 @@ from spatialdata import SpatialData
 from pixel2gene.spatial.elements import RECORDS
 from pixel2gene.spatial.geometry import raster_levels, system_matrices
 from pixel2gene.spatial.pixel_size import pixel_size
+from pixel2gene.spatial.provenance import SOURCE
 
 
 def contents(sdata: SpatialData) -> dict[str, Any]:
@@ -17,7 +18,8 @@ def contents(sdata: SpatialData) -> dict[str, Any]:
 
     Returns
     -------
-    By kind and name; of images that may be an H&E also the pixel size (``mpp``), or why there is none (``problem``).
+    By kind and name, and the store that it is a copy of; of images that may be an H&E also the pixel size (``mpp``), or
+    why there is none (``problem``).
     """
     return {
         "images": {key: _raster(sdata, key, image) | _pixel_size(sdata, key) for key, image in sdata.images.items()},
@@ -36,6 +38,7 @@ def contents(sdata: SpatialData) -> dict[str, Any]:
             }
             for key, table in sdata.tables.items()
         },
+        "source": sdata.attrs.get(SOURCE),
         "results": {key: record for key, record in sdata.attrs.get(RECORDS, {}).items() if key in sdata},
     }
 

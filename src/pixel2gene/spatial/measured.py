@@ -104,8 +104,10 @@ class Measured:
         )
 
 
-def measure(embedded: Embedded, units: Units, genes: NDArray[np.intp], key: str) -> Measured:
+def measure(embedded: Embedded, units: Units, genes: NDArray[np.intp], key: str, *, by_place: bool = False) -> Measured:
     """Bring the counts of `genes` and the embedding together; a gene at position -1 was not measured and has none.
+
+    The units are in the order of the table; `by_place`, in that of their centres, whatever the order of the table is.
 
     Raises
     ------
@@ -117,6 +119,10 @@ def measure(embedded: Embedded, units: Units, genes: NDArray[np.intp], key: str)
     on_tissue = units.overlap[:, superpixels]
     area, tissue_area = units.overlap.sum(axis=1), on_tissue.sum(axis=1)
     rows = np.flatnonzero((tissue_area > 0) & (tissue_area >= TISSUE_SHARE * area))
+    centres = units.centres(embedded.grid)[rows]
+    if by_place:
+        order = np.lexsort(centres.T)
+        rows, centres = rows[order], centres[order]
     counts = units.counts[rows]
     # Position -1 is then that of an empty column.
     padded = hstack([counts, csr_array((len(rows), 1), dtype=counts.dtype)], format="csr") if -1 in genes else counts
@@ -133,7 +139,7 @@ def measure(embedded: Embedded, units: Units, genes: NDArray[np.intp], key: str)
         overlap,
         csr_array(padded[:, genes]),
         np.asarray(counts.sum(axis=1, dtype=np.float64)),
-        units.centres(embedded.grid)[rows],
+        centres,
         np.stack([embedded.statistics.mean, embedded.statistics.sd]),
         collects=overlap,
         efficiency=np.ones(len(rows)),

@@ -57,9 +57,7 @@ def measure_for_model(
         If the model was trained on several captures, and none is named.
     """
     key = counts_key(model, table_key)
-    if table_key is None and layer is None:
-        layer = model.inputs["layer"]
-    units = measured_units(sdata, key, embedded.image_key, embedded.grid, layer)
+    units = measured_units(sdata, key, embedded.image_key, embedded.grid, layer_of(model, table_key, layer))
     names = [gene for gene in model.genes if gene in units.genes]
     if not names:
         raise KeyError(
@@ -149,6 +147,11 @@ def counts_key(model: Model, table_key: str | None) -> str:
     if key is None:
         raise ValueError(f"The model was trained on {sorted(model.tables)}: name one of them, table_key=.")
     return key
+
+
+def layer_of(model: Model, table_key: str | None, layer: str | None) -> str | None:
+    """Layer of the counts, that of the training unless another, or another table, is given."""
+    return model.inputs["layer"] if table_key is None and layer is None else layer
 
 
 def training_slide(model: Model, embedded: Embedded) -> TrainingSlide | None:

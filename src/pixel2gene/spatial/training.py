@@ -17,7 +17,7 @@ from pixel2gene import __version__
 from pixel2gene.core.arguments import require_genes, require_number, require_whole
 from pixel2gene.core.device import choose_device
 from pixel2gene.core.ensemble import Ensemble
-from pixel2gene.core.model import Model, TrainingSlide
+from pixel2gene.core.model import Model, TrainingSlide, recipe_values
 from pixel2gene.core.outputs import choose_outputs, leading_genes
 from pixel2gene.core.paper import RECIPES, PaperRecipe, fit_paper
 from pixel2gene.core.regression import History, Measurement, Recipe, Reference, fit_ensemble
@@ -29,7 +29,8 @@ from pixel2gene.spatial.folds import block_folds, fold_of, region_folds
 from pixel2gene.spatial.measured import Measured, measure
 from pixel2gene.spatial.modelled import require_model, require_same_embedding, training_slide
 from pixel2gene.spatial.platform import find_capture, seeks_capture, with_capture, with_effects
-from pixel2gene.spatial.slides import captures_of
+from pixel2gene.spatial.provenance import digests, made_by
+from pixel2gene.spatial.slides import Capture, captures_of
 from pixel2gene.spatial.units import Units, measured_units, select_genes
 
 Join = Literal["inner", "outer"]
@@ -57,6 +58,18 @@ def train(
     progress: bool,
 ) -> Model:
     """Fit a model, see `pixel2gene.tl.fit`."""
+    arguments = {
+        "table_key": table_key,
+        "image_key": image_key,
+        "layer": layer,
+        "genes": genes,
+        "min_counts": min_counts,
+        "embedding_key": embedding_key,
+        "join": join,
+        "folds": folds,
+        "library_size": library_size,
+        "seed": seed,
+    }
     require_genes(genes)
     require_number("min_counts", min_counts)
     require_whole("folds", folds, 2)
@@ -68,28 +81,35 @@ def train(
     if isinstance(chosen, Recipe) and reference is not None:
         chosen = replace(chosen, hidden=reference.network.architecture.hidden)
     chosen_device = choose_device(device)
-    captures = captures_of(slides, table_key)
-    tables = {one.table_key for one in captures.values()}
+    given = captures_of(slides, table_key)
+    tables = {one.table_key for one in given.values()}
     of_slide = open_slides(slides, image_key, embedding_key, reference)
+    # Slides, units and genes are learnt from in an order of their own: in another order they are no other data.
+    captures = dict(
+        sorted(given.items(), key=lambda item: (of_slide[item[1].slide].record["fingerprint"], item[1].table_key))
+    )
     embedded = {name: of_slide[one.slide] for name, one in captures.items()}
     units = {
         name: measured_units(slides[one.slide], one.table_key, image_key, embedded[name].grid, layer)
         for name, one in captures.items()
     }
     known = set() if reference is None else set(reference.genes)
-    names = _modelled_genes(units, list(genes) if genes is not None else None, min_counts, join, known)
+    in_order = {name: units[name] for name in given}
+    wanted = _modelled_genes(in_order, list(genes) if genes is not None else None, min_counts, join, known)
+    names = sorted(wanted)
     positions = {name: u.genes.get_indexer(pd.Index(names)) for name, u in units.items()}
     panels = np.stack([columns >= 0 for columns in positions.values()])
     _require_shared_genes(list(captures), panels)
     measured = {
-        name: measure(embedded[name], u, positions[name], captures[name].described) for name, u in units.items()
+        name: measure(embedded[name], u, positions[name], captures[name].described, by_place=True)
+        for name, u in units.items()
     }
     depths = relative_depths(_densities(measured), panels)
 
     if isinstance(chosen, Recipe):
         measured = {name: with_effects(units[name], m, embedded[name].grid) for name, m in measured.items()}
     held_out = {}
-    for i, slide in enumerate(slides):
+    for i, slide in enumerate(dict.fromkeys(one.slide for one in captures.values())):
         # What lies together is held out together, whichever capture it is of.
         centres = [m.centres for name, m in measured.items() if captures[name].slide == slide]
         together = np.concatenate(centres)
@@ -129,7 +149,8 @@ def train(
         held_out_uncertainty(network, data, names, chosen_device, seed)
     )
     encoder = dict(next(iter(embedded.values())).record["encoder"])
-    return Model(
+    depth_of = dict(zip(captures, depths.tolist(), strict=True))
+    model = Model(
         genes=names,
         encoder=encoder,
         inputs={
@@ -144,12 +165,12 @@ def train(
             TrainingSlide(
                 embedded[name].record["fingerprint"],
                 name,
-                depth,
+                depth_of[name],
                 *held_out[one.slide],
                 measured[name].platform,
                 one.table_key,
             )
-            for (name, one), depth in zip(captures.items(), depths.tolist(), strict=True)
+            for name, one in given.items()
         ],
         scores=scores,
         history=history,
@@ -158,7 +179,14 @@ def train(
             list(measured.values()), [part.fold for part in parts], len(encoder.get("scales") or [1])
         ),
         reference=None if reference is None else [slide.name for slide in reference.slides],
+        fitted=made_by(
+            arguments | {"recipe": recipe if isinstance(recipe, str) else recipe_values(recipe)},
+            {slide: digests(one, image_key, _tables_of(captures, slide), layer) for slide, one in slides.items()},
+            chosen_device,
+        )
+        | {"reference": reference is not None},
     )
+    return model.of_genes(wanted)
 
 
 def open_slides(
@@ -180,6 +208,10 @@ def open_slides(
     if reference is not None:
         _require_new_slides(embedded, reference)
     return embedded
+
+
+def _tables_of(captures: Mapping[str, Capture], slide: str) -> list[str]:
+    return [one.table_key for one in captures.values() if one.slide == slide]
 
 
 def relative_depths(density: NDArray[np.floating], panels: NDArray[np.bool_]) -> NDArray[np.float64]:
@@ -209,7 +241,7 @@ def relative_depths(density: NDArray[np.floating], panels: NDArray[np.bool_]) ->
 
 def _densities(measured: Mapping[str, Measured]) -> NDArray[np.float64]:
     density = np.stack([m.counts.sum(axis=0, dtype=np.float64) / m.area.sum() for m in measured.values()])
-    empty = [name for name, total in zip(measured, density.sum(axis=1), strict=True) if total == 0]
+    empty = sorted(name for name, total in zip(measured, density.sum(axis=1), strict=True) if total == 0)
     if empty:
         raise ValueError(f"None of the genes to model has counts on the tissue of {empty}: name others, or none.")
     return density
@@ -329,7 +361,7 @@ def _pooled(units: Mapping[str, Units]) -> Units:
 
 def _require_shared_genes(names: list[str], panels: NDArray[np.bool_]) -> None:
     shared = panels[:, panels.sum(axis=0) > 1].any(axis=1)
-    alone = [name for name, some in zip(names, shared, strict=True) if not some]
+    alone = sorted(name for name, some in zip(names, shared, strict=True) if not some)
     if alone and len(names) > 1:
         raise ValueError(
             f"The slides {alone} share no gene with another, so that depths cannot be compared: are the names of one "

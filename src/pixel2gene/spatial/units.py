@@ -43,6 +43,13 @@ ARRAY = ("array_row", "array_col")
 TILED = 0.8
 # Share of the units that must lie on the image, else it is another one.
 MOSTLY = 0.5
+# Pixels of the image taken for others: y upwards from its upper edge, as in a plot of mathematics, among them.
+EYE = np.eye(3)
+CONFUSED = {
+    "x and y swapped": EYE[[1, 0, 2]],
+    "y flipped": np.diag([1.0, -1, 1]),
+    "x flipped": np.diag([-1.0, 1, 1]),
+}
 # Transcripts this close (superpixels) to one another bound the measured area of a points element.
 MEASURED_REACH = 5
 
@@ -114,15 +121,14 @@ def measured_units(sdata: SpatialData, key: str, image_key: str, grid: Grid, lay
     counts = _counts(table, key, layer)
     overlapping = table_overlap(sdata, key, image_key, grid)
     units = Units(_gene_names(table, key), counts, overlapping, var=table.var)  # type: ignore[arg-type]
-    if units.overlap.nnz == 0:
+    inside = int((np.diff(units.overlap.indptr) > 0).sum())
+    hint = "" if inside >= MOSTLY * len(table) else _better(sdata, key, image_key, grid, inside)
+    if inside == 0:
         raise ValueError(
-            f"No unit of table {key!r} overlaps image {image_key!r}: check that both are aligned to the same "
+            f"No unit of table {key!r} overlaps image {image_key!r}{hint}: check that both are aligned to the same "
             f"coordinate system (those of the image: {sorted(grid.transformations)})."
         )
-    inside = int((np.diff(units.overlap.indptr) > 0).sum())
     if inside < MOSTLY * len(table):
-        swapped = int((np.diff(table_overlap(sdata, key, image_key, grid, swapped=True).indptr) > 0).sum())
-        hint = f"; with x and y swapped {swapped} would lie on it" if swapped > 2 * inside else ""
         full = raster_levels(get_element(sdata, image_key, "images"))[0].sizes
         size = f"{full['x']} x {full['y']} px"
         raise ValueError(
@@ -136,12 +142,23 @@ def measured_units(sdata: SpatialData, key: str, image_key: str, grid: Grid, lay
     return replace(units, array=tiled_array(place, units, grid))
 
 
-def table_overlap(sdata: SpatialData, key: str, image_key: str, grid: Grid, *, swapped: bool = False) -> csr_array:
+def _better(sdata: SpatialData, key: str, image_key: str, grid: Grid, inside: int) -> str:
+    """Say in which of the ways that are often confused far more units would lie on the image; nothing if in none."""
+    for way, matrix in CONFUSED.items():
+        found = int((np.diff(table_overlap(sdata, key, image_key, grid, matrix).indptr) > 0).sum())
+        if found > 2 * inside:
+            return f"; with {way} {found} would lie on it"
+    return ""
+
+
+def table_overlap(
+    sdata: SpatialData, key: str, image_key: str, grid: Grid, way: NDArray[np.floating] = EYE
+) -> csr_array:
     """(units, superpixels) overlap of the elements that a table annotates, in the order of the table.
 
-    With x and y `swapped` if asked for.
+    Its pixels are mapped by `way` first, a matrix (3, 3).
     """
-    to_grid = grid.from_pixels @ (np.eye(3)[[1, 0, 2]] if swapped else np.eye(3))
+    to_grid = grid.from_pixels @ way
     rows, matrices = [], []
     for region, positions, ids in annotated(get_table(sdata, key), key):
         element = unit_element(sdata, region)
@@ -290,9 +307,15 @@ def annotated(table: ad.AnnData, key: str) -> Iterator[tuple[str, NDArray[np.int
         yield region, positions, instances[positions]
 
 
+def feature_of(points: Any) -> str:
+    """Column of a points element that names each transcript's gene."""
+    name: str = points.attrs.get("spatialdata_attrs", {}).get("feature_key", "feature_name")
+    return name
+
+
 def _transcripts(sdata: SpatialData, key: str, image_key: str, grid: Grid) -> Units:
     points = sdata.points[key]
-    feature = points.attrs.get("spatialdata_attrs", {}).get("feature_key", "feature_name")
+    feature = feature_of(points)
     if feature not in points.columns:
         raise ValueError(
             f"Points {key!r} have no column {feature!r} that names each transcript's gene; there are "

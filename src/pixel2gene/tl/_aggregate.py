@@ -12,6 +12,7 @@ from pixel2gene.spatial.aggregation import aggregate as sum_over
 from pixel2gene.spatial.aggregation import find_elements, find_expression
 from pixel2gene.spatial.elements import require_new, table_element, write_elements
 from pixel2gene.spatial.geometry import affine
+from pixel2gene.spatial.provenance import digests, made_by
 from pixel2gene.spatial.store import alone
 
 UNIT = "expected counts in the covered part of each element"
@@ -107,7 +108,7 @@ def aggregate(
         layers={"sd": result.sd if kept.all() else result.sd[kept]},
     )
     table.obsm["spatial"] = centres[kept]
-    table.uns["pixel2gene"] = record = {
+    record = {
         "verb": "aggregate",
         "version": __version__,
         "key": key,
@@ -116,5 +117,10 @@ def aggregate(
         "unit": UNIT,
         "elements_without_values": int(np.sum(~kept)),
     }
+    table.uns["pixel2gene"] = dict(record)
     linked = table_element(table, elements_key, elements.ids[kept])
+    record |= made_by(
+        {"key": key, "elements_key": elements_key, "genes": genes, "key_added": key_added},
+        digests(sdata, image_key, [elements_key]),
+    )
     write_elements(sdata, {key_added: linked}, record, progress=False, label="aggregate")

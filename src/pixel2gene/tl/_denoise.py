@@ -30,12 +30,14 @@ from pixel2gene.spatial.memory import require_memory
 from pixel2gene.spatial.modelled import (
     chosen_genes,
     counts_key,
+    layer_of,
     measure_for_model,
     open_for_model,
     slide_measurement,
     training_slide,
 )
 from pixel2gene.spatial.platform import without_effects
+from pixel2gene.spatial.provenance import digests, made_by
 from pixel2gene.spatial.store import alone
 
 UNIT = "expected counts per unit"
@@ -165,7 +167,7 @@ def denoise(
         ),
         layers={"sd": result.sd, "expected": result.expected, "expected_sd": result.expected_sd},
     )
-    table.uns["pixel2gene"] = record = {
+    record = {
         "verb": "denoise",
         "version": __version__,
         "image_key": embedded.image_key,
@@ -175,6 +177,21 @@ def denoise(
         "trained_on_this_slide": training_slide(model, embedded) is not None,
         "platform": asdict(measured.platform),
     }
+    table.uns["pixel2gene"] = dict(record)
+    record |= {"fit": model.fitted} | made_by(
+        {
+            "genes": genes,
+            "min_score": min_score,
+            "table_key": table_key,
+            "image_key": image_key,
+            "layer": layer,
+            "embedding_key": embedding_key,
+            "key_added": key_added,
+            "seed": seed,
+        },
+        digests(sdata, embedded.image_key, [source], layer_of(model, table_key, layer)),
+        chosen_device,
+    )
     elements: dict[str, Any] = {keys[1]: image_element(rows_as_raster(dense, covered, grid), grid, model.genes)}
     if units.superpixels is not None:
         ids = units.superpixels[measured.rows] + 1

@@ -16,6 +16,7 @@ from pixel2gene.spatial.grid import SUPERPIXEL_UM, superpixel_grid
 from pixel2gene.spatial.image import open_image
 from pixel2gene.spatial.mask import read_mask
 from pixel2gene.spatial.pixel_size import pixel_size
+from pixel2gene.spatial.provenance import digests, made_by
 from pixel2gene.spatial.raster import TILE, LocalTile, fingerprint, lazy_embedding, slide_stain
 from pixel2gene.spatial.resume import finished_tiles
 from pixel2gene.spatial.store import alone
@@ -108,6 +109,15 @@ def embed(
     549
     """
     slide = open_image(sdata, image_key)
+    arguments = {
+        "image_key": image_key,
+        "encoder": encoder,
+        "overlap": overlap,
+        "stain": stain,
+        "tissue_key": tissue_key,
+        "mpp": mpp,
+        "force": force,
+    }
     key_added = key_added or f"{image_key}_embedding"
     require_new(sdata, {key_added: "images"}, overwrite)
     if tissue_key is None:
@@ -120,7 +130,8 @@ def embed(
     mask = read_mask(sdata, tissue_key, image_key, grid)
     if not isinstance(encoder, str | os.PathLike):
         raise ValueError(f"encoder={encoder!r} given; a name among pixel2gene.encoders(), or a folder, is expected.")
-    load = partial(shared_encoder, os.fspath(encoder), choose_device(device))
+    chosen_device = choose_device(device)
+    load = partial(shared_encoder, os.fspath(encoder), chosen_device)
     chosen = load()
     share, fields = choose_overlap(chosen, overlap), choose_scales(scales)
     if stain is not None and stain not in METHODS:
@@ -151,4 +162,8 @@ def embed(
     channels = [f"{chosen.name}_{i}" for i in range(values.shape[0])]
     # Models read all channels of a superpixel at once, so that they stay together in a chunk.
     element = image_element(values, grid, channels, chunks=(len(channels), TILE, TILE))
+    if os.path.isdir(encoder):
+        arguments["encoder"] = os.path.abspath(encoder)
+    inputs = digests(sdata, image_key, [tissue_key])
+    record |= made_by(arguments | {"key_added": key_added}, inputs, chosen_device)
     write_elements(sdata, {key_added: element}, record, progress=progress, label="embed")

@@ -37,6 +37,7 @@ from pixel2gene.spatial.latent import (
 )
 from pixel2gene.spatial.memory import require_memory
 from pixel2gene.spatial.modelled import chosen_genes, open_for_model, slide_depth, training_slide
+from pixel2gene.spatial.provenance import digests, made_by
 from pixel2gene.spatial.store import alone
 
 UNIT = "expected counts per superpixel of 8 µm"
@@ -171,7 +172,19 @@ def predict(
         raster = image_element(rows_as_raster(rows.mean, superpixels, grid), grid, model.genes)
     table.obs["trust"] = trust.astype(np.float32)
     table.obsm["spatial"] = grid.centres[superpixels] * grid.factor
-    table.uns["pixel2gene"] = record
+    table.uns["pixel2gene"] = dict(record)
+    record |= {"fit": model.fitted} | made_by(
+        {
+            "genes": genes,
+            "min_score": min_score,
+            "lazy": lazy,
+            "image_key": image_key,
+            "embedding_key": embedding_key,
+            "key_added": key_added,
+        },
+        digests(sdata, embedded.image_key, []),
+        chosen_device,
+    )
     write_elements(
         sdata,
         {

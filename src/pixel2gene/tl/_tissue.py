@@ -9,6 +9,7 @@ from pixel2gene.spatial.elements import compute, labels_element, require_new, wr
 from pixel2gene.spatial.grid import SUPERPIXEL_UM, superpixel_grid
 from pixel2gene.spatial.image import open_image
 from pixel2gene.spatial.pixel_size import pixel_size
+from pixel2gene.spatial.provenance import digests, made_by
 from pixel2gene.spatial.raster import lazy_statistics
 from pixel2gene.spatial.store import alone
 
@@ -71,6 +72,7 @@ def tissue(
     slide = open_image(sdata, image_key)
     key_added = key_added or f"{image_key}_tissue"
     require_new(sdata, {key_added: "labels"}, overwrite)
+    arguments = {"image_key": image_key, "mpp": mpp, "force": force, "key_added": key_added}
     mpp = pixel_size(sdata, image_key, mpp=mpp, force=force)
     grid = superpixel_grid(sdata, image_key, mpp)
     statistics = compute(lazy_statistics(slide, grid.shape, mpp), "tissue", progress)
@@ -91,6 +93,7 @@ def tissue(
         "mpp": mpp,
         "superpixel_um": SUPERPIXEL_UM,
         "force": force,
+        **made_by(arguments, digests(sdata, image_key, [])),
     }
     element = labels_element(mask.astype(np.uint8), grid)
     write_elements(sdata, {key_added: element}, record, progress=False, label="tissue")
