@@ -54,7 +54,16 @@ SOURCE = ROOT / "src"
 FLOORS = ("core", "spatial")
 JUDGES = "tests/core tests/spatial tests/tl tests/contracts tests/io"
 TOOL = 4  # of sys.monitoring; free by convention
-PYTEST = ["-o", "addopts=--import-mode=importlib", "-p", "no:cacheprovider", "-p", "_hypothesis_pytestplugin", "-q", "--tb=line"]
+PYTEST = [
+    "-o",
+    "addopts=--import-mode=importlib",
+    "-p",
+    "no:cacheprovider",
+    "-p",
+    "_hypothesis_pytestplugin",
+    "-q",
+    "--tb=line",
+]
 Cover = Annotated[Path, typer.Option(help="JSON: the lines that each test runs.")]
 
 
@@ -138,11 +147,13 @@ def mutants_of(module: str) -> list[Mutant]:
         if any(map(is_said, around)) or strict_only(change.original_node, change.mutated_node):
             continue
         functions = [node for node in around if isinstance(node, cst.FunctionDef)]
+        # A statement's condition, not all that hangs on it.
+        place = places[getattr(change.original_node, "test", change.original_node)]
         found.append(
             Mutant(
-                f"{module}:{places[change.original_node].start.line}:{number}",
+                f"{module}:{place.start.line}:{number}",
                 module,
-                lines_of(places[change.original_node]),
+                lines_of(place),
                 lines_of(places[functions[-1]]) if functions else None,
                 lambda change=change: tree.deep_replace(change.original_node, change.mutated_node).code,  # type: ignore
             )
