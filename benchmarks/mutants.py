@@ -144,7 +144,7 @@ def mutants_of(module: str) -> list[Mutant]:
     found = []
     for number, change in enumerate(mutations):
         around = list(ancestors(change.original_node, parents))
-        if any(map(is_said, around)) or strict_only(change.original_node, change.mutated_node):
+        if any(map(out_of_play, around)) or strict_dropped(change.original_node, change.mutated_node):
             continue
         functions = [node for node in around if isinstance(node, cst.FunctionDef)]
         # A statement's condition, not all that hangs on it.
@@ -170,15 +170,14 @@ def ancestors(node: cst.CSTNode, parents: Any) -> Iterator[cst.CSTNode]:
         yield node
 
 
-def is_said(node: cst.CSTNode) -> bool:
-    """Whether it is the text of an error, a warning or a log."""
-    said = matchers.Name("warn") | matchers.Name("warning") | matchers.Name("info")
-    call = matchers.Call(matchers.Attribute(attr=said) | said)
-    return matchers.matches(node, matchers.Raise() | call)
+def out_of_play(node: cst.CSTNode) -> bool:
+    """Whether it is what an error or a warning says, or the argument `strict`."""
+    said = matchers.Call(matchers.Attribute(attr=matchers.Name("warn")))
+    return matchers.matches(node, matchers.Raise() | said | matchers.Arg(keyword=matchers.Name("strict")))
 
 
-def strict_only(before: cst.CSTNode, after: cst.CSTNode) -> bool:
-    """Whether all that changed is `strict=` of `zip`."""
+def strict_dropped(before: cst.CSTNode, after: cst.CSTNode) -> bool:
+    """Whether all that changed is that `zip` is not strict."""
     if not matchers.matches(before, matchers.Call(matchers.Name("zip"))):
         return False
     kept = [[arg for arg in call.args if arg.keyword is None] for call in (before, after)]  # type: ignore[attr-defined]
@@ -324,15 +323,18 @@ def run_tests(tests: Iterable[str], folder: str, plugins: list[object] | None = 
 
 
 def judges(mutant: Mutant, known: dict[str, Any], budget: float) -> tuple[list[str], float]:
-    """Tests that run the lines of a mutant, else its function, else its module; the quickest, and their seconds."""
+    """Tests that run the lines of a mutant, else its function, module or package; the quickest, and their seconds."""
+    package = mutant.module.rpartition(".")[0]
     ran = {test: set(row["lines"].get(mutant.module, ())) for test, row in known.items()}
-    tests: list[str] = []
-    for lines in (mutant.lines, mutant.function) if mutant.function else ():
-        tests = tests or [test for test in ran if not ran[test].isdisjoint(lines or ())]
+    tests = [test for test in ran if mutant.function and not ran[test].isdisjoint(mutant.lines)]
+    tests = tests or [test for test in ran if mutant.function and not ran[test].isdisjoint(mutant.function)]
     if mutant.function is None:
         tests = [test for test in ran if ran[test]]
+        tests = tests or [test for test in ran if any(name.startswith(package) for name in known[test]["lines"])]
     tests.sort(key=lambda test: known[test]["seconds"] + sum(known[test]["fixtures"].values()))
-    chosen, ready, total = [], set(), 0.0
+    chosen: list[str] = []
+    ready: set[str] = set()
+    total = 0.0
     for test in tests:
         new = known[test]["fixtures"].keys() - ready
         total += known[test]["seconds"] + sum(known[test]["fixtures"][name] for name in new)
