@@ -1,5 +1,7 @@
 """What a platform does to counts is found where it was planted, and nowhere else."""
 
+from dataclasses import astuple
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -8,7 +10,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 from scipy.sparse import csr_array, eye_array, kron, random_array
 
-from pixel2gene.core.platform import blur, capture_field, diffusion_width, stripes
+from pixel2gene.core.platform import NO_EFFECTS, blur, capture_field, diffusion_width, stripes
 from pixel2gene.datasets._paint import smooth_field
 
 SIDE = 160
@@ -280,3 +282,7 @@ class TestCapture:
             capture_field(np.ones(5), np.ones(5), np.ones((5, 2)))
         with pytest.raises(ValueError, match="A group of genes has no counts"):
             capture_field(np.eye(2)[:1].repeat(5, axis=0), np.ones((5, 2)), np.ones((5, 2)))
+
+
+def test_no_effects_are_zeros() -> None:
+    assert astuple(NO_EFFECTS) == (0.0,) * 4
