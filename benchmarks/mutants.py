@@ -52,7 +52,7 @@ FORK = multiprocessing.get_context("fork")
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src"
 FLOORS = ("core", "spatial")
-JUDGES = "tests/core tests/spatial tests/tl tests/contracts tests/io"
+JUDGES = "tests/core tests/spatial tests/tl tests/contracts tests/io tests/test_bad_input.py tests/test_cli_verbs.py"
 TOOL = 4  # of sys.monitoring; free by convention
 PYTEST = [
     "-o",
