@@ -18,6 +18,7 @@ os.environ |= {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1", "OPENBLAS_NUM_T
 os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
 
 import difflib
+import gc
 import json
 import multiprocessing
 import pkgutil
@@ -290,6 +291,9 @@ def warm_up() -> None:
     # No search for the smallest example.
     settings.register_profile("mutants", deadline=None, derandomize=True, phases=(Phase.explicit, Phase.generate))
     settings.load_profile("mutants")
+    # Forks would copy what their garbage collection looks at.
+    gc.collect()
+    gc.freeze()
 
 
 def in_fork(work: Callable[[], int], log: Path, seconds: float | None = None) -> int | None:
