@@ -1,9 +1,9 @@
 """Mutants of `core` and `spatial`: one small change each, and whether a test notices.
 
 mutmut makes them (its own changes, and those of MORE below). A sample of them is judged, each in a fork of a process
-that has imported all libraries, by the tests that run its line, the quickest first. A mutant survives when no test of
-those that fit into the budget fails. Out of play are the words of errors and warnings, and `strict=` of `zip`, which
-guards against mistakes of ours.
+that has imported all libraries, by the tests that run its line: those of its floor before others, the quick before the
+slow, as many as fit into the budget. A mutant survives when none of them fails. Out of play are the words of errors and
+warnings, and `strict=` of `zip`, which guards against mistakes of ours.
 
 uv run --with mutmut==3.8.1 python benchmarks/mutants.py cover    # which tests run which lines: once
 uv run --with mutmut==3.8.1 python benchmarks/mutants.py judge --sample 300 --seed 1 --out mutants.json
@@ -327,7 +327,7 @@ def run_tests(tests: Iterable[str], folder: str, plugins: list[object] | None = 
 
 
 def judges(mutant: Mutant, known: dict[str, Any], budget: float) -> tuple[list[str], float]:
-    """Tests that run the lines of a mutant, else its function, module or package; the quickest, and their seconds."""
+    """Tests that run the lines of a mutant, else its function, module or package; and the seconds they take."""
     package = mutant.module.rpartition(".")[0]
     ran = {test: set(row["lines"].get(mutant.module, ())) for test, row in known.items()}
     tests = [test for test in ran if mutant.function and not ran[test].isdisjoint(mutant.lines)]
@@ -335,7 +335,10 @@ def judges(mutant: Mutant, known: dict[str, Any], budget: float) -> tuple[list[s
     if mutant.function is None:
         tests = [test for test in ran if ran[test]]
         tests = tests or [test for test in ran if any(name.startswith(package) for name in known[test]["lines"])]
-    tests.sort(key=lambda test: known[test]["seconds"] + sum(known[test]["fixtures"].values()))
+    floor = f"tests/{mutant.module.split('.')[1]}/"
+    tests.sort(
+        key=lambda test: (not test.startswith(floor), known[test]["seconds"] + sum(known[test]["fixtures"].values()))
+    )
     chosen: list[str] = []
     ready: set[str] = set()
     total = 0.0
