@@ -283,6 +283,11 @@ class TestCapture:
         with pytest.raises(ValueError, match="A group of genes has no counts"):
             capture_field(np.eye(2)[:1].repeat(5, axis=0), np.ones((5, 2)), np.ones((5, 2)))
 
+    @pytest.mark.parametrize("shape", [(5, 1), (5, 3)])
+    def test_groups_are_two_or_more_and_those_that_are_expected(self, shape: tuple[int, int]) -> None:
+        with pytest.raises(ValueError, match=r"two or more groups"):
+            capture_field(np.ones(shape), np.ones((5, 2 if shape[1] > 1 else 1)), np.ones((5, 2)))
+
 
 def test_no_effects_are_zeros() -> None:
     assert astuple(NO_EFFECTS) == (0.0,) * 4
