@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import warnings
 
 import pytest
 
@@ -26,3 +27,9 @@ def test_all_names_are_there() -> None:
 def test_unknown_name() -> None:
     with pytest.raises(AttributeError, match="no attribute 'pp'"):
         p2g.pp  # noqa: B018
+
+
+@pytest.mark.parametrize("kind", [DeprecationWarning, FutureWarning, UserWarning])
+def test_what_our_own_code_warns_of_is_an_error_in_tests(kind: type[Warning]) -> None:
+    with pytest.raises(kind, match="old"):
+        warnings.warn_explicit("old", kind, "_fit.py", 1, module="pixel2gene.tl._fit")

@@ -10,12 +10,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from timm.data import constants
 from timm.models import VisionTransformer
 
 from pixel2gene.core.embedding import embed_tile, surroundings
 from pixel2gene.core.encoders import get_encoder
 from pixel2gene.core.encoders.hipt import Hipt
-from pixel2gene.core.encoders.registry import REGISTRY, SUPERPIXEL_UM
+from pixel2gene.core.encoders.registry import CLIP, IMAGENET, REGISTRY, SUPERPIXEL_UM
 from pixel2gene.core.encoders.vit import HUB_WINDOW, HUB_WINDOWS, vit_from_hub
 from pixel2gene.datasets._paint import paint
 
@@ -230,6 +231,14 @@ def test_the_registry_is_a_table_without_gaps():
     for info in REGISTRY.values():
         window = HUB_WINDOWS.get(info.name, HUB_WINDOW)
         assert info.lazyslide is None or window % math.lcm(info.token, round(SUPERPIXEL_UM / info.mpp)) == 0
+
+
+def test_colours_are_normalised_as_timm_does():
+    assert (CLIP, IMAGENET) == (
+        (constants.OPENAI_CLIP_MEAN, constants.OPENAI_CLIP_STD),
+        (constants.IMAGENET_DEFAULT_MEAN, constants.IMAGENET_DEFAULT_STD),
+    )
+    assert (REGISTRY["uni"].mean, REGISTRY["uni"].std) == IMAGENET
 
 
 def test_the_registry_agrees_with_lazyslide_models():

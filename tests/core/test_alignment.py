@@ -54,6 +54,7 @@ def test_a_planted_shift_is_found(shift: tuple[float, float], seed: int) -> None
     assert found.shift == pytest.approx(np.array(shift) * 2, abs=0.5)
     assert found.known
     assert found.off == (shift != (0, 0))
+    assert found.bin_um == 4.0
 
 
 @pytest.mark.parametrize("degrees", [-1.2, 1.5])

@@ -148,6 +148,16 @@ def test_genes_that_do_not_vary_have_no_scores(data):
     assert table.drop(index="b").notna().all(axis=None)
 
 
+def test_a_gene_of_one_count_has_its_deviance(data):
+    counts, mean, _ = data
+    counts[:, 1] = 0
+    counts[5, 1] = 1
+    scores = Scores(GENES, counts.mean(axis=0), 20.0)
+    scores.add(csr_array(counts), halved(counts), mean, np.ones(80))
+    expected = d2_tweedie_score(counts[:, 1], mean[:, 1], power=1)
+    assert scores.table().loc["b", "deviance_explained"] == pytest.approx(expected, rel=1e-4)
+
+
 def test_an_impossible_prediction_has_a_finite_deviance(data):
     counts, mean, _ = data
     mean[:, 1] = 0

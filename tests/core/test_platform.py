@@ -1,5 +1,7 @@
 """What a platform does to counts is found where it was planted, and nowhere else."""
 
+from dataclasses import astuple
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -8,7 +10,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 from scipy.sparse import csr_array, eye_array, kron, random_array
 
-from pixel2gene.core.platform import blur, capture_field, diffusion_width, stripes
+from pixel2gene.core.platform import NO_EFFECTS, blur, capture_field, diffusion_width, stripes
 from pixel2gene.datasets._paint import smooth_field
 
 SIDE = 160
@@ -280,3 +282,12 @@ class TestCapture:
             capture_field(np.ones(5), np.ones(5), np.ones((5, 2)))
         with pytest.raises(ValueError, match="A group of genes has no counts"):
             capture_field(np.eye(2)[:1].repeat(5, axis=0), np.ones((5, 2)), np.ones((5, 2)))
+
+    @pytest.mark.parametrize("shape", [(5, 1), (5, 3)])
+    def test_groups_are_two_or_more_and_those_that_are_expected(self, shape: tuple[int, int]) -> None:
+        with pytest.raises(ValueError, match=r"two or more groups"):
+            capture_field(np.ones(shape), np.ones((5, 2 if shape[1] > 1 else 1)), np.ones((5, 2)))
+
+
+def test_no_effects_are_zeros() -> None:
+    assert astuple(NO_EFFECTS) == (0.0,) * 4

@@ -457,3 +457,10 @@ def test_every_pass_takes_every_unit_once():
         while len(seen) < 120:
             seen += next(batches).tolist()
         assert sorted(seen) == list(range(120))
+
+
+def test_the_default_recipe_is_that_of_the_docs():
+    recipe = Recipe()
+    assert (recipe.hidden, recipe.dropout, recipe.input_dropout) == ((256, 256, 16), 0.4, 0.4)
+    assert (recipe.shrinkage, recipe.gene_power, recipe.lead_genes) == (10, 0.5, 1000)
+    assert not recipe.library_size

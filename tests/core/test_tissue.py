@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from pixel2gene.core.tissue import SMALLEST, superpixel_statistics, tissue_mask
+from pixel2gene.core.tissue import SMALLEST, is_dark, superpixel_statistics, tissue_mask
 from pixel2gene.datasets._paint import COMPARTMENTS, paint
 
 GLASS = (243.0, 241.0, 244.0)
@@ -29,6 +29,15 @@ def painted(seed):
     """Picture and compartment of each superpixel."""
     painting = paint((1280, 1200), 1.0, seed)
     return painting.image.astype(np.float32), painting.compartments[2::4, 2::4]
+
+
+@pytest.mark.parametrize(
+    ("brightness", "dark"),
+    [([0, 0], True), ([0, 60], True), ([0, 240], False), ([90] * 99 + [240], True), ([90] * 9 + [240], False)],
+)
+def test_dark_is_where_all_but_a_few_lit_places_are(brightness, dark):
+    statistics = np.broadcast_to(np.array(brightness, np.float32), (4, 1, len(brightness)))
+    assert is_dark(statistics) is dark
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import anndata as ad
+import dask.array as da
 import geopandas as gpd
 import numpy as np
 import pandas as pd
@@ -86,7 +87,8 @@ def per_pixel(sdata: SpatialData, values: NDArray[np.floating]) -> NDArray[np.fl
 def test_labels_equal_the_sum_over_their_pixels(predicted: SpatialData) -> None:
     rng = np.random.default_rng(1)
     labels = np.kron(rng.integers(0, 9, (12, 16)), np.ones((8, 8), int))
-    predicted["cells"] = Labels2DModel.parse(labels, dims=("y", "x"), transformations=transformations())
+    chunked = da.from_array(labels, chunks=(40, 50))
+    predicted["cells"] = Labels2DModel.parse(chunked, dims=("y", "x"), transformations=transformations())
     p2g.tl.aggregate(predicted, "predicted", "cells", progress=False)
     found = predicted["predicted_cells"]
     mean, sd = (per_pixel(predicted, x) for x in (predicted["predicted"].X, predicted["predicted"].layers["sd"]))
