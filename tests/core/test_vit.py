@@ -107,6 +107,17 @@ def test_weights_of_transformers_are_the_same_in_parts_and_pickled(transformers_
     assert get_encoder(folder, CPU).weights_sha256 == expected
 
 
+def test_a_head_is_no_part_of_the_weights(transformers_folder):
+    """That of the file, or one that is drawn because the file has none."""
+    folder = transformers_folder("mine", "ViT", patch_size=16, intermediate_size=48)
+    state = load_file(folder / "model.safetensors")
+    assert any(name.startswith("pooler") for name in state)
+    with_head = get_encoder(folder, CPU).weights_sha256
+    rest = {name: value for name, value in state.items() if not name.startswith("pooler")}
+    save_file(rest, folder / "model.safetensors", {"format": "pt"})
+    assert {get_encoder(folder, CPU).weights_sha256 for _ in range(2)} == {with_head}
+
+
 def test_weights_are_known_by_their_values(folder):
     state = load_file(folder / "model.safetensors")
     of_safetensors = get_encoder(folder, CPU).weights_sha256

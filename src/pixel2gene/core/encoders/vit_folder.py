@@ -121,6 +121,9 @@ def _of_transformers(folder: Path, config: dict[str, Any], device: torch.device)
     # Heads, and what stands for pixels that are hidden in training, are of no use.
     _require_none(found["missing_keys"], ("pooler", "embeddings.mask_token"))
     _require_none(found["unexpected_keys"], ("pooler", "embeddings.mask_token", "classifier", "head"))
+    if getattr(network, "pooler", None) is not None:
+        # Drawn at random where the file has none: it must not be part of the hash.
+        network.pooler = None
     built = network.config
     info = _info(
         folder,
