@@ -100,7 +100,7 @@ def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def test_a_command_works_or_says_what_is_wrong(name: str, places: dict[str, Path]) -> None:
     @settings(
         deadline=None,
-        max_examples=5,
+        max_examples=2 if name == "demo" else 5,
         derandomize=True,
         database=None,
         suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],

@@ -81,6 +81,15 @@ def test_denoised_bins_in_another_order_are_the_same(slides: dict[str, SpatialDa
     np.testing.assert_allclose(again.layers["sd"], expected.layers["sd"], rtol=1e-3, atol=1e-6)
 
 
+def test_scores_and_intervals_do_not_depend_on_the_order(slides: dict[str, SpatialData]) -> None:
+    first, second = slides["a"], shuffled(slides["a"])
+    model = fit(first)
+    again = fit(second, genes=model.genes[::-1])
+    expected, found = p2g.tl.evaluate(first, model), p2g.tl.evaluate(second, again)
+    pd.testing.assert_frame_equal(found.loc[expected.index], expected, rtol=1e-5)
+    pd.testing.assert_frame_equal(p2g.tl.calibration(second, again), p2g.tl.calibration(first, model))
+
+
 def test_a_turned_and_moved_coordinate_system_is_the_same_slide(slides: dict[str, SpatialData]) -> None:
     moved = deepcopy(slides["a"])
     turn = Affine([[0, -1, -3000], [1, 0, 70], [0, 0, 1]], ("x", "y"), ("x", "y"))

@@ -36,7 +36,7 @@ def score_slide(
     """Score each gene of the model on one slide, NaN where it was not measured; see `pixel2gene.tl.evaluate`."""
     chosen_device = choose_device(device)
     embedded = open_for_model(sdata, model, image_key, embedding_key)
-    part, _, measured = measure_for_model(sdata, model, embedded, table_key, layer)
+    part, _, measured = measure_for_model(sdata, model, embedded, table_key, layer, by_place=True)
     network = part.network.to(chosen_device)
     data, _ = slide_measurement(part, embedded, measured, table_key, chosen_device)
     layout = Layout(embedded.grid.shape, measured.superpixels, measured.centres)

@@ -41,9 +41,18 @@ def require_model(model: object, name: str = "model") -> None:
 
 
 def measure_for_model(
-    sdata: SpatialData, model: Model, embedded: Embedded, table_key: str | None, layer: str | None
+    sdata: SpatialData,
+    model: Model,
+    embedded: Embedded,
+    table_key: str | None,
+    layer: str | None,
+    *,
+    by_place: bool = False,
 ) -> tuple[Model, Units, Measured]:
     """Read the counts of the model's genes, under the keys of its training unless others are given.
+
+    Genes are in the order of the model and units in that of the table; with `by_place`, both are as `pixel2gene.tl.fit`
+    learns from them, so that what is drawn at random is the same.
 
     Returns
     -------
@@ -58,14 +67,14 @@ def measure_for_model(
     """
     key = counts_key(model, table_key)
     units = measured_units(sdata, key, embedded.image_key, embedded.grid, layer_of(model, table_key, layer))
-    names = [gene for gene in model.genes if gene in units.genes]
+    names = [gene for gene in (sorted(model.genes) if by_place else model.genes) if gene in units.genes]
     if not names:
         raise KeyError(
             f"None of the model's {len(model.genes)} genes is in {key!r}: the model has {model.genes[:5]}, the table "
             f"{units.genes[:5].tolist()}{column_with(units, model.genes)}; bring the names to one kind (symbols or "
             "Ensembl ids)."
         )
-    measured = measure(embedded, units, units.genes.get_indexer(pd.Index(names)), key)
+    measured = measure(embedded, units, units.genes.get_indexer(pd.Index(names)), key, by_place=by_place)
     if not isinstance(model.recipe, PaperRecipe):
         known = training_capture(model, embedded, key)
         measured = with_effects(units, measured, embedded.grid, None if known is None else known.platform)

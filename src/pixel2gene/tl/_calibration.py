@@ -82,7 +82,7 @@ def calibration(
     require_whole("seed", seed)
     chosen_device = choose_device(device)
     embedded = open_for_model(sdata, model, image_key, embedding_key)
-    part, _, measured = measure_for_model(sdata, model, embedded, table_key, layer)
+    part, _, measured = measure_for_model(sdata, model, embedded, table_key, layer, by_place=True)
     network = part.network.to(chosen_device)
     data, _ = slide_measurement(part, embedded, measured, table_key, chosen_device)
 
