@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -170,3 +171,15 @@ def test_a_store_without_results_is_refused_in_a_sentence(slide: Path, tmp_path:
 def test_an_existing_store_is_not_replaced(by_verbs: Path) -> None:
     done = run("rerun", by_verbs, "--out", by_verbs)
     assert done.exit_code == 1 and "exists: name another store" in done.stderr
+
+
+def test_every_argument_that_changes_a_result_is_recorded(by_verbs: Path) -> None:
+    sdata = read_zarr(by_verbs)
+    steps = recorded_steps(sdata)
+    calls = [(step.verb, step.record["arguments"]) for step in steps]
+    calls += [("fit", step.fit["arguments"]) for step in steps if step.fit is not None]
+    assert {verb for verb, _ in calls} == {"tissue", "embed", "predict", "denoise", "aggregate", "fit"}
+    # A reference is a model; that there was one is kept, and such a fit is not repeated.
+    apart = {"sdata", "model", "reference", "overwrite", "device", "progress"}
+    for verb, arguments in calls:
+        assert arguments.keys() == signature(getattr(p2g.tl, verb)).parameters.keys() - apart, verb

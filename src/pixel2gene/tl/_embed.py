@@ -114,6 +114,7 @@ def embed(
         "encoder": encoder,
         "overlap": overlap,
         "stain": stain,
+        "scales": scales,
         "tissue_key": tissue_key,
         "mpp": mpp,
         "force": force,
