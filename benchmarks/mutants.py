@@ -193,7 +193,7 @@ class Lines:
 
     def __init__(self) -> None:
         self.lines: defaultdict[str, set[tuple[str, int]]] = defaultdict(set)
-        self.seconds: Counter[str] = Counter()
+        self.seconds: defaultdict[str, float] = defaultdict(float)
         self.fixtures: dict[str, list[str]] = {}
         self.wrong: set[str] = set()
         self.running = ["import"]

@@ -61,6 +61,7 @@ def test_a_planted_shift_is_found(shift: tuple[float, float], seed: int) -> None
 def test_a_planted_rotation_is_found(degrees: float) -> None:
     found = find((2, 1), degrees, noise=0.2, bin_um=1.0)
     assert found.rotation == pytest.approx(degrees, abs=max(0.15, 3 * found.rotation_sd))
+    assert found.rotation_sd < 0.3
     assert found.shift == pytest.approx((4, 2), abs=0.6)
     assert found.off
 
