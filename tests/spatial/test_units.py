@@ -244,7 +244,7 @@ def test_transcripts_are_counted_by_superpixel():
     np.testing.assert_array_equal(units.overlap.toarray(), rebuilt)
 
 
-def test_themeasured_area_has_gaps_filled_but_ends():
+def test_the_measured_area_has_gaps_filled_but_ends():
     """Transcripts in the left part only, with a hole of superpixels without any, and one far to the right."""
     y, x = np.indices((20, 25)).reshape(2, -1)
     left = (x < 10) & ~((x > 3) & (x < 7) & (y > 8) & (y < 12))
@@ -256,6 +256,19 @@ def test_themeasured_area_has_gaps_filled_but_ends():
     assert found[:, :10].all() and found[19, 24]
     assert found.sum() == 201
     assert 24 - 10 > 2 * MEASURED_REACH
+
+
+@pytest.mark.parametrize(("each", "radius"), [(1, 5), (10, 4), (60, 2)])
+def test_a_hole_that_no_tissue_leaves_was_not_measured(each: int, radius: int):
+    """The more transcripts, the smaller; but for what is near to some on both sides, as in corners."""
+    y, x = np.indices((20, 25)).reshape(2, -1)
+    hole = (x > 4) & (x < 20) & (y > 2) & (y < 18)
+    narrow = (x == 2) & (y > 4) & (y < 12)
+    xy = np.stack([x, y], axis=1)[~hole & ~narrow] * 16 + 8.0
+    units = read(base(transcripts=transcripts(np.repeat(xy, each, axis=0), "A")), "transcripts")
+    missing = np.setdiff1d(np.arange(500), units.superpixels)
+    assert hole[missing].all()
+    assert len(missing) > hole.sum() - 3 * radius**2
 
 
 def test_transcripts_elsewhere_or_nameless_are_refused():

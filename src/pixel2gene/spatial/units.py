@@ -50,8 +50,11 @@ CONFUSED = {
     "y flipped": np.diag([1.0, -1, 1]),
     "x flipped": np.diag([-1.0, 1, 1]),
 }
-# Transcripts this close (superpixels) to one another bound the measured area of a points element.
+# Superpixels between which and others this close all was measured.
 MEASURED_REACH = 5
+# Of the usual density of transcripts, what the emptiest tissue has; as many of them leave no hole; in superpixels, the
+# largest that lumina and vacuoles leave.
+EMPTIEST, NO_HOLE, VACUOLE = 0.02, 10, 2
 
 
 @dataclass(frozen=True)
@@ -330,8 +333,8 @@ def _transcripts(sdata: SpatialData, key: str, image_key: str, grid: Grid) -> Un
             f"aligned to the same coordinate system (those of the image: {sorted(grid.transformations)})."
         )
     genes = pd.Categorical(frame[feature].astype(str)[inside])
-    occupied = np.bincount(where.indices, minlength=grid.size).reshape(grid.shape) > 0
-    measured = np.flatnonzero(measured_area(occupied))
+    found = np.bincount(where.indices, minlength=grid.size).reshape(grid.shape)
+    measured = np.flatnonzero(_joined(found > 0, _hole(found)))
     row = np.searchsorted(measured, where.indices)
     counts = csr_array(
         (np.ones(len(row), np.float32), (row, genes.codes.astype(np.int64))),
@@ -344,9 +347,21 @@ def _transcripts(sdata: SpatialData, key: str, image_key: str, grid: Grid) -> Un
 
 
 def measured_area(occupied: NDArray[np.bool_], reach: int = MEASURED_REACH) -> NDArray[np.bool_]:
+    """(rows, columns) superpixels that were measured, and what lies between them."""
+    area: NDArray[np.bool_] = ndimage.binary_fill_holes(_joined(occupied, reach))
+    return area
+
+
+def _hole(found: NDArray[np.int64]) -> int:
+    """Radius in superpixels of a hole that no tissue leaves among so many transcripts: a field of view is missing."""
+    usual = found[found > 0].mean()
+    return int(np.clip(np.ceil(np.sqrt(NO_HOLE / (np.pi * EMPTIEST * usual))), VACUOLE, MEASURED_REACH))
+
+
+def _joined(occupied: NDArray[np.bool_], reach: int) -> NDArray[np.bool_]:
     """(rows, columns) superpixels that were measured, and the gaps between those that are this close."""
     near = ndimage.distance_transform_edt(~np.pad(occupied, reach)) <= reach
     closed = ndimage.distance_transform_edt(near) > reach
     inner = slice(reach, -reach)
-    area: NDArray[np.bool_] = ndimage.binary_fill_holes(closed[inner, inner] | occupied)
-    return area
+    joined: NDArray[np.bool_] = closed[inner, inner] | occupied
+    return joined
