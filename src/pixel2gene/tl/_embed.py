@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from functools import partial
+from typing import Literal
 
 from spatialdata import SpatialData
 
@@ -10,7 +11,7 @@ from pixel2gene import __version__
 from pixel2gene.core.device import choose_device
 from pixel2gene.core.embedding import choose_overlap, choose_scales, embedding_channels
 from pixel2gene.core.encoders import shared_encoder
-from pixel2gene.core.stain import METHODS, StainMethod
+from pixel2gene.core.stain import METHODS
 from pixel2gene.spatial.elements import get_record, image_element, require_new, write_elements
 from pixel2gene.spatial.grid import SUPERPIXEL_UM, superpixel_grid
 from pixel2gene.spatial.image import open_image
@@ -29,7 +30,7 @@ def embed(
     *,
     encoder: str | os.PathLike[str] = "lite0",
     overlap: float | None = None,
-    stain: StainMethod | None = None,
+    stain: Literal["macenko", "vahadane", "reinhard"] | None = None,
     scales: Sequence[int] = (1,),
     tissue_key: str | None = None,
     mpp: float | None = None,
