@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from pixel2gene.cli.report import progress, say
 from pixel2gene.core.lock import locked
-from pixel2gene.spatial.provenance import SOURCE
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
@@ -28,6 +27,8 @@ def open_store(store: Path, out: Path | None = None) -> SpatialData:
         If it is none, or `out` is no name or the store itself.
     """
     from spatialdata import read_zarr
+
+    from pixel2gene.spatial.provenance import SOURCE
 
     if not store.exists():
         raise FileNotFoundError(f"There is no store at {store}.")

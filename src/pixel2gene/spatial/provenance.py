@@ -54,12 +54,15 @@ def versions() -> dict[str, str]:
     return {"Python": platform.python_version()} | {name: version(name) for name in PACKAGES}
 
 
-def digests(sdata: SpatialData, image_key: str, keys: Iterable[str], layer: str | None = None) -> dict[str, str]:
+def digests(
+    sdata: SpatialData, image_key: str, keys: Iterable[str], layer: str | None = None, *, image: str | None = None
+) -> dict[str, str]:
     """Hash elements and tables by their values and their place on an image; of an image, a lattice of its pixels.
 
-    A table's hash is of its counts (of `layer`), names and instances; the elements that it annotates are added.
+    A table's hash is of its counts (of `layer`), names and instances; the elements that it annotates are added. The hash
+    of the image is not taken again if it is given: of one without pyramid, most is decoded for it.
     """
-    found = {image_key: fingerprint(open_image(sdata, image_key))}
+    found = {image_key: image or fingerprint(open_image(sdata, image_key))}
     for key in keys:
         if key in sdata.tables:
             found[key] = _hash(_of_table(sdata, key, layer))

@@ -181,7 +181,16 @@ def train(
         reference=None if reference is None else [slide.name for slide in reference.slides],
         fitted=made_by(
             arguments | {"recipe": recipe if isinstance(recipe, str) else recipe_values(recipe)},
-            {slide: digests(one, image_key, _tables_of(captures, slide), layer) for slide, one in slides.items()},
+            {
+                slide: digests(
+                    one,
+                    image_key,
+                    _tables_of(captures, slide),
+                    layer,
+                    image=of_slide[slide].record["fingerprint"],
+                )
+                for slide, one in slides.items()
+            },
             chosen_device,
         )
         | {"reference": reference is not None},

@@ -189,7 +189,13 @@ def denoise(
             "key_added": key_added,
             "seed": seed,
         },
-        digests(sdata, embedded.image_key, [source], layer_of(model, table_key, layer)),
+        digests(
+            sdata,
+            embedded.image_key,
+            [source],
+            layer_of(model, table_key, layer),
+            image=embedded.record["fingerprint"],
+        ),
         chosen_device,
     )
     elements: dict[str, Any] = {keys[1]: image_element(rows_as_raster(dense, covered, grid), grid, model.genes)}

@@ -139,6 +139,7 @@ def embed(
     if stain is not None and stain not in METHODS:
         raise ValueError(f"stain={stain!r}; one of {list(METHODS)}, or None, expected.")
     own = None if stain is None else slide_stain(slide, mask, mpp, stain)
+    image = fingerprint(slide)
     record = {
         "verb": "embed",
         "version": __version__,
@@ -146,7 +147,7 @@ def embed(
         "tissue_key": tissue_key,
         "mpp": mpp,
         "superpixel_um": SUPERPIXEL_UM,
-        "fingerprint": fingerprint(slide),
+        "fingerprint": image,
         "encoder": {
             "name": chosen.name,
             "channels": embedding_channels(chosen, fields),
@@ -166,6 +167,6 @@ def embed(
     element = image_element(values, grid, channels, chunks=(len(channels), TILE, TILE))
     if os.path.isdir(encoder):
         arguments["encoder"] = os.path.abspath(encoder)
-    inputs = digests(sdata, image_key, [tissue_key])
+    inputs = digests(sdata, image_key, [tissue_key], image=image)
     record |= made_by(arguments | {"key_added": key_added}, inputs, chosen_device)
     write_elements(sdata, {key_added: element}, record, progress=progress, label="embed")

@@ -182,7 +182,7 @@ def predict(
             "embedding_key": embedding_key,
             "key_added": key_added,
         },
-        digests(sdata, embedded.image_key, []),
+        digests(sdata, embedded.image_key, [], image=embedded.record["fingerprint"]),
         chosen_device,
     )
     write_elements(
