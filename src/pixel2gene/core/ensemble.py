@@ -138,7 +138,7 @@ class Ensemble(nn.Module):
         """What makes (members, genes, n) rates of (members, width, n) latents, of genes at some positions."""
         weight, bias = (layer.transpose(1, 2) for layer in self._layers(slice(None), genes)[-1])
         if self.architecture.link == "exp":
-            # Powers of 2 take a quarter of the time of exp.
+            # Powers of 2 are quicker than exp.
             weight, bias = weight * LOG2_E, bias * LOG2_E
             return lambda latents: torch.baddbmm(bias, weight, latents).exp2_()
         return lambda latents: self.link(torch.baddbmm(bias, weight, latents).transpose(1, 2), genes).transpose(1, 2)
@@ -160,7 +160,7 @@ class Ensemble(nn.Module):
         return x
 
     def _dropout(self, x: Tensor, share: float) -> Tensor:
-        """As torch's, to 1 in 65,536 of the share, in a twentieth of the time that it takes on the CPU."""
+        """As that of torch, which takes as long as the products around it on the CPU; to 1 in 65,536 of the share."""
         if not self.training or share == 0:
             return x
         draws = torch.empty(-(-x.numel() // 4), dtype=torch.int64, device=x.device).random_(-(2**63), None)

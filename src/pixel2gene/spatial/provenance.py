@@ -59,8 +59,8 @@ def digests(
 ) -> dict[str, str]:
     """Hash elements and tables by their values and their place on an image; of an image, a lattice of its pixels.
 
-    A table's hash is of its counts (of `layer`), names and instances; the elements that it annotates are added. The hash
-    of the image is not taken again if it is given: of one without pyramid, most is decoded for it.
+    A table's hash is of its counts (of `layer`), names and instances; the elements that it annotates are added. The
+    hash of the image is not taken again if it is given: of one without pyramid, most is decoded for it.
     """
     found = {image_key: image or fingerprint(open_image(sdata, image_key))}
     for key in keys:
