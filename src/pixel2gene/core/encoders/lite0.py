@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import math
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from itertools import pairwise, product
 from typing import Any, NamedTuple
 
 import numpy as np
 import onnxruntime
 import torch
 import torch.nn.functional as F
+from dask.system import CPU_COUNT
 from numpy.typing import NDArray
 from onnx import TensorProto, ValueInfoProto, helper, numpy_helper
 from torch import Tensor
@@ -19,9 +24,9 @@ BATCH_NORM_EPS = 1e-3
 # Blocks after which a stage ends, and how much its map is pooled to reach 16 px.
 STAGE_ENDS = {2: 4, 4: 2, 10: 1}
 DOWNSAMPLING_BLOCKS = {1, 3, 5}
-# The stem and blocks up to stride 8, whose maps are the largest; rows of pixels at once, and around them after which
-# a border no longer shows.
-FINE_BLOCKS, STRIP, STRIP_HALO = 5, 512, 32
+# On the CPU blocks run one after the other, the first three as one, patch by patch, so that the maps between their
+# convolutions stay in the cache of a core: sides of a patch, and what is seen around it, in what goes into the block.
+FIRST, SIDES, HALOS = 3, (256, 64), (8, 2)
 
 
 class Conv(NamedTuple):
@@ -47,10 +52,16 @@ class Block(NamedTuple):
     shortcut: bool
     pool: int | None
 
-    @property
-    def channels(self) -> int:
-        """Of its output."""
-        return len(self.convs[-1].weight)
+
+class Part(NamedTuple):
+    """Blocks that run on a patch at once; channels of their output, and how much it is pooled if it ends a stage."""
+
+    session: onnxruntime.InferenceSession
+    channels: int
+    stride: int
+    side: int
+    halo: int
+    pool: int | None
 
 
 class Lite0:
@@ -75,8 +86,9 @@ class Lite0:
         self.weights_sha256 = WEIGHTS_SHA256
         blocks = load_blocks()
         if device.type == "cpu":
-            self._fine = _onnx_session(blocks[:FINE_BLOCKS], 3, with_map=True)
-            self._coarse = _onnx_session(blocks[FINE_BLOCKS:], blocks[FINE_BLOCKS - 1].channels)
+            edges = (0, *range(FIRST, len(blocks) + 1))
+            self._parts = [_part(blocks[start:stop], first=start == 0) for start, stop in pairwise(edges)]
+            self._cores = ThreadPoolExecutor(CPU_COUNT)
         else:
             self._blocks = [
                 (block, [(_to(conv.weight, device), _to(conv.bias, device)) for conv in block.convs])
@@ -101,19 +113,48 @@ class Lite0:
             return torch.cat(_torch_stages(self._blocks, _scaled(rgb.to(self.device).float())), dim=1)
 
     def _encode_on_cpu(self, rgb: NDArray[Any]) -> NDArray[np.float32]:
-        """Strip by strip at fine resolution, whose maps are large, and all at once at coarse resolution."""
-        maps, fine, height = [], [], rgb.shape[2]
-        for start in range(0, height, STRIP):
-            stop = min(start + STRIP, height)
-            first, last = max(start - STRIP_HALO, 0), min(stop + STRIP_HALO, height)
-            pooled, whole = self._fine.run(None, {"x": _scaled(rgb[:, :, first:last].astype(np.float32))})
-            fine.append(pooled[:, :, (start - first) // 16 : (stop - first) // 16])
-            maps.append(whole[:, :, (start - first) // 8 : (stop - first) // 8])
-        coarse = self._coarse.run(None, {"x": np.concatenate(maps, axis=2)})
-        return np.concatenate([np.concatenate(fine, axis=2), *coarse], axis=1)
+        maps, stages = rgb, []
+        for part in self._parts:
+            maps = self._run(part, maps)
+            if part.pool is not None:
+                stages.append(_pooled(maps, part.pool))
+        return np.concatenate(stages, axis=1)
+
+    def _run(self, part: Part, maps: NDArray[Any]) -> NDArray[np.float32]:
+        """Blocks on a map, patch by patch, a core each."""
+        batch, _, *size = maps.shape
+        found = np.empty((batch, part.channels, *(side // part.stride for side in size)), np.float32)
+
+        def run(edges: tuple[tuple[int, int], ...]) -> None:
+            seen, inner, place = [slice(None)] * 2, [slice(None)] * 2, [slice(None)] * 2
+            for (start, stop), end in zip(edges, size, strict=True):
+                first, last = max(start - part.halo, 0), min(stop + part.halo, end)
+                seen.append(slice(first, last))
+                inner.append(slice((start - first) // part.stride, (stop - first) // part.stride))
+                place.append(slice(start // part.stride, stop // part.stride))
+            patch = np.ascontiguousarray(maps[*seen], np.float32)
+            found[*place] = part.session.run(None, {"x": patch})[0][*inner]
+
+        for _ in self._cores.map(run, product(*(_patches(side, part) for side in size))):
+            pass
+        return found
 
 
-def _scaled[Pixels: (NDArray[np.float32], Tensor)](rgb: Pixels) -> Pixels:
+def _patches(side: int, part: Part) -> Iterator[tuple[int, int]]:
+    """Start and stop of patches of about the same size."""
+    number = max(1, round(side / part.side))
+    return pairwise(i * (side // part.stride) // number * part.stride for i in range(number + 1))
+
+
+def _pooled(maps: NDArray[np.float32], pool: int) -> NDArray[np.float32]:
+    """Means over squares, without threads of torch, which would wait busily for the next call."""
+    batch, channels, height, width = maps.shape
+    rows = maps.reshape(batch, channels, height // pool, pool, width).mean(axis=3)
+    means: NDArray[np.float32] = rows.reshape(batch, channels, height // pool, width // pool, pool).mean(axis=4)
+    return means
+
+
+def _scaled(rgb: Tensor) -> Tensor:
     return rgb / 127.5 - 1
 
 
@@ -172,11 +213,26 @@ def load_blocks() -> tuple[Block, ...]:
     return tuple(blocks)
 
 
-def _onnx_session(blocks: tuple[Block, ...], channels: int, *, with_map: bool = False) -> onnxruntime.InferenceSession:
-    """From "x" to the pooled stages, and to the map of the last block if that is wanted."""
-    nodes, outputs = [], []
-    weights = [numpy_helper.from_array(np.array(n, np.float32), name) for n, name in ((0, "zero"), (6, "six"))]
-    x = "x"
+def _part(blocks: tuple[Block, ...], *, first: bool) -> Part:
+    return Part(
+        _onnx_session(blocks, pixels=first),
+        len(blocks[-1].convs[-1].weight),
+        math.prod(conv.stride for block in blocks for conv in block.convs),
+        SIDES[not first],
+        HALOS[not first],
+        blocks[-1].pool,
+    )
+
+
+def _onnx_session(blocks: tuple[Block, ...], *, pixels: bool) -> onnxruntime.InferenceSession:
+    """From "x", pixels or a map, to the map of the last block, in one thread."""
+    constants = {"zero": 0, "six": 6} | ({"half": 127.5, "one": 1} if pixels else {})
+    weights = [numpy_helper.from_array(np.array(value, np.float32), name) for name, value in constants.items()]
+    nodes, x = [], "x"
+    if pixels:
+        nodes.append(helper.make_node("Div", [x, "half"], ["ratio"]))
+        nodes.append(helper.make_node("Sub", ["ratio", "one"], ["scaled"]))
+        x = "scaled"
     for i, block in enumerate(blocks):
         y = x
         for j, conv in enumerate(block.convs):
@@ -204,18 +260,12 @@ def _onnx_session(blocks: tuple[Block, ...], channels: int, *, with_map: bool = 
             nodes.append(helper.make_node("Add", [x, y], [f"sum_{i}"]))
             y = f"sum_{i}"
         x = y
-        if block.pool is not None:
-            nodes.append(
-                helper.make_node(
-                    "AveragePool", [x], [f"stage_{i}"], kernel_shape=[block.pool] * 2, strides=[block.pool] * 2
-                )
-            )
-            outputs.append(f"stage_{i}")
-    outputs += [x] if with_map else []
-    graph = helper.make_graph(nodes, "lite0", [_maps("x", channels)], [_maps(name) for name in outputs], weights)
+    graph = helper.make_graph(nodes, "lite0", [_maps("x")], [_maps(x)], weights)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10)
-    return onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
-def _maps(name: str, channels: int | None = None) -> ValueInfoProto:
-    return helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", channels, "rows", "columns"])
+def _maps(name: str) -> ValueInfoProto:
+    return helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", None, "rows", "columns"])
