@@ -203,7 +203,7 @@ def one_moment(task: Job, way: str, after: float, by_clock: bool, work: Path, ch
         result = child(lambda: task.verb(work), signal=signal, **{"seconds" if by_clock else "change": after})
         assert result["error"] is None, result["error"]
     left = outcome(task, work)
-    kept = len(list((work / "slide.zarr" / OWN).glob("*/*.npy")))
+    kept = len(list((work / "slide.zarr" / OWN).glob("*/*.tile")))
     again = child(lambda: task.verb(work), count=True)
     refused = "exist already" in (again["error"] or "")
     assert again["error"] is None or refused, f"run again: {again['error']}"

@@ -259,7 +259,7 @@ class Tiles:
         return sum((min(y + ENCODED, rows) - y) * (min(x + ENCODED, rows) - x) for y, x in corners) / rows**2
 
     def _paths(self) -> list[Path]:
-        return list(self._folder.glob("slide.zarr/.pixel2gene/tiles-*/*.npy"))
+        return list(self._folder.glob("slide.zarr/.pixel2gene/tiles-*/*.tile"))
 
 
 def stored(sdata: Any, folder: str) -> Any:

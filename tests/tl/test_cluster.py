@@ -44,7 +44,7 @@ def kill_one_once(client: Client, store: Path) -> tuple[threading.Thread, thread
 
     def wait_and_kill() -> None:
         deadline = time.monotonic() + PATIENCE
-        while not list(store.glob(".pixel2gene/tiles-*/*.npy")):
+        while not list(store.glob(".pixel2gene/tiles-*/*.tile")):
             if time.monotonic() > deadline:
                 return
             time.sleep(0.01)

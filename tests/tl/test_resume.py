@@ -63,7 +63,7 @@ def test_finished_tiles_are_not_done_again(
         embed(stored)
     assert begun == [4] and "he_embedding" not in read_zarr(stored.path)
     (tiles,) = left(stored)
-    assert len(list(tiles.glob("*.npy"))) == 3
+    assert len(list(tiles.glob("*.tile"))) == 3
 
     begun = dies_at(None)
     again = read_zarr(stored.path)

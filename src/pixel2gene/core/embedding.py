@@ -6,6 +6,7 @@ import threading
 from collections.abc import Sequence
 from itertools import batched, pairwise, product
 from numbers import Integral
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,6 +23,8 @@ from pixel2gene.core.encoders.colour import colour
 CONTEXT_WINDOWS = (9, 25)
 # Pixels that are encoded at a time: 32 windows of 224 px.
 BATCH_PIXELS = 32 * 224**2
+# Channels whose surroundings are summed up at a time, which the cache of a core holds.
+TOGETHER = 4
 # Encoders use every core by themselves; meanwhile other threads do the rest.
 _ENCODING = threading.Lock()
 
@@ -103,7 +106,7 @@ def linear_cells(start: int, stop: int, scale: int) -> tuple[int, NDArray[np.flo
 
 
 def embed_tile(
-    encoder: Encoder, rgb: NDArray[np.float32], inside: NDArray[np.bool_], corner: tuple[int, int], overlap: float
+    encoder: Encoder, rgb: NDArray[Any], inside: NDArray[np.bool_], corner: tuple[int, int], overlap: float
 ) -> NDArray[np.float16]:
     """Features of the superpixels of a tile.
 
@@ -112,7 +115,7 @@ def embed_tile(
     encoder
         Gives most of the channels; colour gives the rest.
     rgb
-        (3, height, width) of 0 to 255: the tile and its `surroundings`.
+        (3, height, width) of 0 to 255, uint8 or float32: the tile and its `surroundings`.
     inside
         (rows, columns) of the tile, where there is tissue.
     corner
@@ -135,9 +138,13 @@ def embed_tile(
             features = blend_windows(encoder, tile, wanted, window_step(encoder, overlap))
     features = features[:, top : top + rows, left : left + columns]
     core = tile[:, top * stride : (top + rows) * stride, left * stride : (left + columns) * stride]
+    found = torch.empty(local_channels(encoder), rows, columns, dtype=torch.float16)
     with one_thread():
-        local: NDArray[np.float16] = torch.cat([features, colour(core[None], stride)[0]]).half().numpy()
-    return local * inside
+        found[: encoder.channels] = features
+        found[encoder.channels :] = colour(core[None], stride)[0]
+        found.masked_fill_(torch.from_numpy(~inside), 0)
+    values: NDArray[np.float16] = found.numpy()
+    return values
 
 
 def blend_windows(encoder: Encoder, rgb: Tensor, wanted: NDArray[np.bool_], step: int) -> Tensor:
@@ -200,7 +207,9 @@ def seam(features: NDArray[np.float16], elsewhere: NDArray[np.float16], borders:
     return jumps(features) / jumps(elsewhere)
 
 
-def add_context(local: NDArray[np.float16], mask: NDArray[np.bool_], border: int) -> NDArray[np.float16]:
+def add_context(
+    local: NDArray[np.float16], mask: NDArray[np.bool_], border: int, own: int | None = None
+) -> NDArray[np.float16]:
     """Join the mean over the surrounding tissue, one per window, to the features of each superpixel.
 
     Parameters
@@ -211,25 +220,50 @@ def add_context(local: NDArray[np.float16], mask: NDArray[np.bool_], border: int
         (rows, columns), where there is tissue.
     border
         Rows and columns at each side that are there as surroundings only; at least half of the largest window.
+    own
+        Channels, the first ones, whose surroundings count; all by default. The others follow as they are.
 
     Returns
     -------
-    ((1 + windows) * channels, rows - 2 * border, columns - 2 * border), zero outside the mask.
+    (channels + windows * own, rows - 2 * border, columns - 2 * border), zero outside the mask.
     """
-    rows, columns = (size - 2 * border for size in mask.shape)
-    core = slice(border, border + rows), slice(border, border + columns)
-    inside = torch.from_numpy(mask[core])
-    parts = [local[:, *core]]
+    channels, *size = local.shape
+    own = channels if own is None else own
+    core = tuple(slice(border, side - border) for side in size)
+    found = np.zeros((channels + len(CONTEXT_WINDOWS) * own, *mask[core].shape), np.float16)
+    if not mask[core].any():
+        return found
+    found[:own] = local[:own, *core]
+    found[(1 + len(CONTEXT_WINDOWS)) * own :] = local[own:, *core]
     with one_thread():
-        stacked = torch.from_numpy(np.concatenate([local, mask[None]])).float()
-        for window in CONTEXT_WINDOWS:
-            above, beside = (_within(window // 2, size, border) for size in (rows, columns))
-            total = above @ (stacked @ beside.T)
-            parts.append((total[:-1] * (inside / total[-1].clamp_min(1))).half().numpy())
-    return np.concatenate(parts)
+        tissue = torch.from_numpy(mask).float()
+        shares = [tissue[core] / _sums(tissue, window, border).clamp_min(1) for window in CONTEXT_WINDOWS]
+        for start in range(0, own, TOGETHER):
+            some = torch.from_numpy(local[start : min(start + TOGETHER, own)]).float()
+            for i, (window, share) in enumerate(zip(CONTEXT_WINDOWS, shares, strict=True), start=1):
+                place = slice(i * own + start, i * own + start + len(some))
+                found[place] = (_sums(some, window, border) * share).half().numpy()
+    return found
 
 
-def _within(reach: int, size: int, border: int) -> Tensor:
-    """(size, size + 2 * border) 1 where a place with its border is within reach of one without."""
-    place = torch.arange(size + 2 * border)
-    return ((place - place[border : border + size, None]).abs() <= reach).float()
+def _sums(values: Tensor, window: int, border: int) -> Tensor:
+    """Sums over the window around each place, but for those of the border: (..., rows, columns)."""
+    for axis in (-2, -1):
+        more = border - window // 2
+        values = _sums_along(values.narrow(axis, more, values.shape[axis] - 2 * more), window, axis)
+    return values
+
+
+def _sums_along(values: Tensor, window: int, axis: int) -> Tensor:
+    """Sums over so many neighbours, put together from sums over 1, 2, 4 ... of them."""
+    size = values.shape[axis] - window + 1
+    total, start, width = torch.zeros(()), 0, 1
+    while True:
+        if window & width:
+            total = total + values.narrow(axis, start, size)
+            start += width
+        if start == window:
+            return total
+        more = values.shape[axis] - width
+        values = values.narrow(axis, 0, more) + values.narrow(axis, width, more)
+        width *= 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -38,7 +39,7 @@ class Slide:
         """Rows and columns at full resolution."""
         return self.levels[0].sizes["y"], self.levels[0].sizes["x"]
 
-    def read(self, scale: float, y0: int, y1: int, x0: int, x1: int) -> NDArray[np.float32]:
+    def read(self, scale: float, y0: int, y1: int, x0: int, x1: int) -> NDArray[Any]:
         """Read a window of the image resampled to larger (or smaller) pixels.
 
         Shrinking takes the mean of the area; enlarging interpolates linearly between pixel centres. Beyond the image
@@ -53,7 +54,7 @@ class Slide:
 
         Returns
         -------
-        (3, y1 - y0, x1 - x0), 0 to 255.
+        (3, y1 - y0, x1 - x0), 0 to 255: uint8 as they are, float32 if resampled.
 
         Raises
         ------
@@ -74,7 +75,8 @@ class Slide:
                 "its file is damaged or was cut short; copy or export it again."
             ) from error
         if scale == fy == fx:
-            return pixels[:, rows.indices[:, None], columns.indices].astype(np.float32)
+            beyond = [(0, 0), _beyond(rows), _beyond(columns)]
+            return np.pad(pixels, beyond, mode="edge") if np.any(beyond) else pixels
         return np.stack([rows @ channel.astype(np.float32) @ columns.T for channel in pixels])
 
 
@@ -147,6 +149,13 @@ def resample_weights(start: int, stop: int, scale: float, n: int) -> tuple[Weigh
     size = (stop - start, last - first)
     weights = sparse.coo_array((share[row, tap], (row, column - first)), shape=size).tocsr()
     return (sparse.diags_array(1 / weights.sum(axis=1)) @ weights).astype(np.float32), first, last
+
+
+def _beyond(weights: Weights) -> tuple[int, int]:
+    """How many target pixels repeat the first, and how many the last source pixel, if both are of one size."""
+    target, source = weights.shape
+    before = int((weights.indices == 0).sum()) - 1
+    return before, target - source - before
 
 
 def _factor(full: xr.DataArray, level: xr.DataArray, axis: str) -> float:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import math
 import os
 import threading
@@ -34,7 +33,7 @@ from pixel2gene.spatial.grid import SUPERPIXEL_UM
 from pixel2gene.spatial.image import Slide
 
 # Sides in superpixels: of a chunk, and of what is encoded at once, with a border around it that is cut off.
-TILE, ENCODED = 64, 160
+TILE, ENCODED = 64, 256
 # While a tile is encoded, another thread reads the next one.
 _AHEAD = threading.BoundedSemaphore(2)
 STATISTICS_SIDE = 8
@@ -88,9 +87,9 @@ class LocalTile:
         values = np.zeros((local_channels(encoder) * len(self.scales), *inside.shape), np.float16)
         if not inside.any():
             return values
-        kept = None if self.finished is None else self.finished / f"{rows.start}-{columns.start}.npy"
+        kept = None if self.finished is None else self.finished / f"{rows.start}-{columns.start}.tile"
         if kept is not None and kept.exists():
-            return np.asarray(np.load(kept))
+            return np.fromfile(kept, np.float16).reshape(values.shape)
         (top, bottom), (left, right) = (_ends(inside.any(axis=axis)) for axis in (1, 0))
         rows = slice(rows.start + top, rows.start + bottom)
         columns = slice(columns.start + left, columns.start + right)
@@ -122,12 +121,10 @@ class LocalTile:
 
 
 def _keep(values: NDArray[np.float16], path: Path) -> None:
-    # By itself numpy does not say that a disk is full.
-    array = io.BytesIO()
-    np.save(array, values)
+    # Not by numpy, which does not say that a disk is full.
     aside = path.with_name(f"{uuid.uuid4().hex}.partial")
     try:
-        aside.write_bytes(array.getbuffer())
+        aside.write_bytes(memoryview(values))
         os.replace(aside, path)
     finally:
         aside.unlink(missing_ok=True)
@@ -140,26 +137,29 @@ def lazy_embedding(tile: LocalTile, mask: NDArray[np.bool_]) -> da.Array:
     step = window_step(encoder, tile.overlap)
     side = math.ceil(ENCODED / step) * step
     own = local_channels(encoder)
-    local = _map_tiles(tile, mask, own * len(tile.scales), np.float16, side).rechunk({1: TILE, 2: TILE})
-    tissue = da.from_array(mask.astype(np.float16)[None], chunks=(1, *local.chunks[1:]))
+    local = _map_tiles(tile, mask, own * len(tile.scales), np.float16, side)
+    tissue = da.from_array(mask[None], chunks=(1, *local.chunks[1:]))
     border = max(CONTEXT_WINDOWS) // 2
-    # dask refuses an overlap that is larger than the array.
-    missing = [(0, 0), *((0, max(0, border - size)) for size in mask.shape)]
-    wide = da.overlap.overlap(
-        da.pad(da.concatenate([local, tissue]).rechunk({0: -1}), missing),
-        depth={0: 0, 1: border, 2: border},
-        boundary=0,
-    )
-    core = slice(border, -border), slice(border, -border)
+    wide, around = (_with_border(raster, border) for raster in (local, tissue))
     sizes = [tuple(size - 2 * border for size in axis) for axis in wide.chunks[1:]]
-    embedding = wide.map_blocks(
-        lambda block: np.concatenate([add_context(block[:own], block[-1] > 0, border), block[own:-1, *core]]),
+    embedding = da.map_blocks(
+        lambda block, inside: add_context(block, inside[0], border, own),
+        wide,
+        around,
         chunks=((embedding_channels(encoder, tile.scales),), *sizes),
         dtype=np.float16,
         meta=np.empty((0, 0, 0), np.float16),
     )
     cropped: da.Array = embedding[:, : mask.shape[0], : mask.shape[1]]
     return cropped
+
+
+def _with_border(raster: da.Array, border: int) -> da.Array:
+    """Blocks with as many rows and columns around them, zero outside the raster."""
+    # dask refuses an overlap that is larger than the array.
+    missing = [(0, 0), *((0, max(0, border - size)) for size in raster.shape[1:])]
+    wide: da.Array = da.overlap.overlap(da.pad(raster, missing), depth={0: 0, 1: border, 2: border}, boundary=0)
+    return wide
 
 
 def _ends(present: NDArray[np.bool_]) -> tuple[int, int]:
@@ -180,6 +180,7 @@ def slide_stain(slide: Slide, mask: NDArray[np.bool_], mpp: float, method: Stain
                 for y, x in zip(*np.unravel_index(chosen, mask.shape), strict=True)
             ],
             axis=1,
+            dtype=np.float32,
         ).reshape(3, len(chosen), -1)
 
     tissue, everywhere = read(np.flatnonzero(mask)), read(np.arange(mask.size))

@@ -63,6 +63,11 @@ class Part(NamedTuple):
     halo: int
     pool: int | None
 
+    @property
+    def step(self) -> int:
+        """Positions that go into one of the output, or of the stage."""
+        return self.stride * (self.pool or 1)
+
 
 class Lite0:
     """The default encoder: 176 channels per superpixel of 16 x 16 px at 0.5 µm/px.
@@ -113,27 +118,33 @@ class Lite0:
             return torch.cat(_torch_stages(self._blocks, _scaled(rgb.to(self.device).float())), dim=1)
 
     def _encode_on_cpu(self, rgb: NDArray[Any]) -> NDArray[np.float32]:
-        maps, stages = rgb, []
+        batch, _, height, width = rgb.shape
+        stages = np.empty((batch, self.channels, height // self.stride, width // self.stride), np.float32)
+        maps, done = rgb, 0
         for part in self._parts:
-            maps = self._run(part, maps)
-            if part.pool is not None:
-                stages.append(_pooled(maps, part.pool))
-        return np.concatenate(stages, axis=1)
+            channels = part.channels if part.pool else 0
+            maps = self._run(part, maps, stages[:, done : done + channels])
+            done += channels
+        return stages
 
-    def _run(self, part: Part, maps: NDArray[Any]) -> NDArray[np.float32]:
-        """Blocks on a map, patch by patch, a core each."""
+    def _run(self, part: Part, maps: NDArray[Any], stage: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Blocks on a map, patch by patch, a core each; pooled into a stage, if they end one."""
         batch, _, *size = maps.shape
         found = np.empty((batch, part.channels, *(side // part.stride for side in size)), np.float32)
 
         def run(edges: tuple[tuple[int, int], ...]) -> None:
-            seen, inner, place = [slice(None)] * 2, [slice(None)] * 2, [slice(None)] * 2
+            seen, inner, place, pooled = ([slice(None)] * 2 for _ in range(4))
             for (start, stop), end in zip(edges, size, strict=True):
                 first, last = max(start - part.halo, 0), min(stop + part.halo, end)
                 seen.append(slice(first, last))
                 inner.append(slice((start - first) // part.stride, (stop - first) // part.stride))
                 place.append(slice(start // part.stride, stop // part.stride))
+                pooled.append(slice(start // part.step, stop // part.step))
             patch = np.ascontiguousarray(maps[*seen], np.float32)
-            found[*place] = part.session.run(None, {"x": patch})[0][*inner]
+            values = part.session.run(None, {"x": patch})[0][*inner]
+            found[*place] = values
+            if part.pool is not None:
+                stage[*pooled] = _pooled(values, part.pool)
 
         for _ in self._cores.map(run, product(*(_patches(side, part) for side in size))):
             pass
@@ -143,14 +154,13 @@ class Lite0:
 def _patches(side: int, part: Part) -> Iterator[tuple[int, int]]:
     """Start and stop of patches of about the same size."""
     number = max(1, round(side / part.side))
-    return pairwise(i * (side // part.stride) // number * part.stride for i in range(number + 1))
+    return pairwise(i * (side // part.step) // number * part.step for i in range(number + 1))
 
 
-def _pooled(maps: NDArray[np.float32], pool: int) -> NDArray[np.float32]:
-    """Means over squares, without threads of torch, which would wait busily for the next call."""
-    batch, channels, height, width = maps.shape
-    rows = maps.reshape(batch, channels, height // pool, pool, width).mean(axis=3)
-    means: NDArray[np.float32] = rows.reshape(batch, channels, height // pool, width // pool, pool).mean(axis=4)
+def _pooled(values: NDArray[np.float32], pool: int) -> NDArray[np.float32]:
+    """Means over squares."""
+    rows = np.add.reduce([values[..., i::pool, :] for i in range(pool)])
+    means: NDArray[np.float32] = np.add.reduce([rows[..., i::pool] for i in range(pool)]) / pool**2
     return means
 
 
