@@ -77,7 +77,10 @@ class Slide:
         if scale == fy == fx:
             beyond = [(0, 0), _beyond(rows), _beyond(columns)]
             return np.pad(pixels, beyond, mode="edge") if np.any(beyond) else pixels
-        return np.stack([rows @ channel.astype(np.float32) @ columns.T for channel in pixels])
+        resampled = np.empty((len(pixels), y1 - y0, x1 - x0), np.float32)
+        for channel, source in zip(resampled, pixels, strict=True):
+            channel[:] = rows @ source.astype(np.float32) @ columns.T
+        return resampled
 
 
 def open_image(sdata: SpatialData, image_key: str) -> Slide:

@@ -274,6 +274,8 @@ def _onnx_session(blocks: tuple[Block, ...], *, pixels: bool) -> onnxruntime.Inf
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
+    # One for each shape of a patch would be kept.
+    options.enable_mem_pattern = False
     return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
