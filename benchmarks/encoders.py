@@ -49,11 +49,14 @@ from pixel2gene.core.encoders.registry import SUPERPIXEL_UM
 from pixel2gene.core.stain import METHODS, Stain, StainMethod, fit_stain
 from pixel2gene.datasets._artefacts import plant_artefact
 from pixel2gene.datasets._paint import paint
+from pixel2gene.spatial import raster
 from pixel2gene.spatial.image import open_image
-from pixel2gene.spatial.raster import ENCODED, LocalTile, lazy_embedding
+from pixel2gene.spatial.raster import LocalTile, lazy_embedding
 
 MPP = 0.5
 EDGE = 14
+# Superpixels of a tile, fewer than usual so that a small picture has some borders.
+ENCODED = 48
 OVERLAPS = (0.0, 0.25, 0.5, 0.75)
 # Light below which a pixel is tissue; every so many pixels tell the colour of glass. What is too little to win back.
 TISSUE, STRIDE, WORTH_WINNING = 215, 101, 0.01
@@ -78,6 +81,7 @@ def seams(
 ) -> None:
     """Print one table."""
     torch.set_num_threads(threads)
+    raster.ENCODED = ENCODED
     pixels = paint((side, side), MPP, 0).image
     rows = [measure(pixels, "lite0", lite0()), measure(pixels, "lite0 without halo", lite0(halo=0))]
     rows += [measure(pixels, "lite0 in windows", lite0(halo=0, window=224), overlap) for overlap in OVERLAPS]
