@@ -34,8 +34,8 @@ def embed(side: int = 6144, out: Out = None) -> None:
     """Mpx/s of the default encoder alone, at the tile at which it is fastest, and of tl.embed on tissue, to a store."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     encoder = shared_encoder("lite0", device)
-    tiles = {size: torch.rand(1, 3, size, size) * 255 for size in _TILES}
-    rows = {
+    tiles = {size: torch.randint(256, (1, 3, size, size), dtype=torch.uint8) for size in _TILES}
+    rows: dict[str, tuple[float, float]] = {
         "encoder alone": max(_rate(lambda x=x: encoder.encode_dense(x), x) for x in tiles.values()),
         "eager torch": max(_rate(_eager(device, x), x) for x in tiles.values()),
     }
@@ -43,13 +43,21 @@ def embed(side: int = 6144, out: Out = None) -> None:
         sdata = large_image(side)
         whole_tissue(sdata)
         sdata = stored(sdata, folder)
-        start = time.perf_counter()
+        start, cpu = time.perf_counter(), time.process_time()
         p2g.tl.embed(sdata, "he", tissue_key="whole", mpp=MPP, progress=False)
-        rows["tl.embed"] = side**2 / 1e6 / (time.perf_counter() - start)
+        rows["tl.embed"] = _per_second(side**2, start, cpu)
+    alone, alone_by_cpu = rows["encoder alone"]
     _print(
         [
-            {"what": name, "mpx_per_s": rate, "to_encoder": rate / rows["encoder alone"], "device": str(device)}
-            for name, rate in rows.items()
+            {
+                "what": name,
+                "mpx_per_s": rate,
+                "to_encoder": rate / alone,
+                "mpx_per_cpu_s": by_cpu,
+                "to_encoder_cpu": by_cpu / alone_by_cpu,
+                "device": str(device),
+            }
+            for name, (rate, by_cpu) in rows.items()
         ],
         out,
     )
@@ -103,15 +111,19 @@ def _eager(device: torch.device, x: torch.Tensor) -> Callable[[], Any]:
     return run
 
 
-def _rate(run: Callable[[], Any], x: torch.Tensor) -> float:
-    """Median Mpx/s of some runs after a first one."""
+def _rate(run: Callable[[], Any], x: torch.Tensor) -> tuple[float, float]:
+    """Median Mpx by second, and by second of the processor, of some runs after a first one."""
     run()
-    times = []
+    rates = []
     for _ in range(_TURNS):
-        start = time.perf_counter()
+        start, cpu = time.perf_counter(), time.process_time()
         run()
-        times.append(time.perf_counter() - start)
-    return x[0, 0].numel() / 1e6 / statistics.median(times)
+        rates.append(_per_second(x[0, 0].numel(), start, cpu))
+    return statistics.median_low(rates)
+
+
+def _per_second(pixels: int, start: float, cpu: float) -> tuple[float, float]:
+    return pixels / 1e6 / (time.perf_counter() - start), pixels / 1e6 / (time.process_time() - cpu)
 
 
 def _print(rows: list[dict[str, Any]], out: Path | None) -> None:
