@@ -93,16 +93,7 @@ def fit(side: int = 316, genes: int = 300, counts_per_bin: float = 40, epochs: i
 
 
 def _eager(device: torch.device, x: torch.Tensor) -> Callable[[], Any]:
-    blocks = [
-        (
-            block,
-            [
-                (torch.from_numpy(conv.weight).to(device), torch.from_numpy(conv.bias).to(device))
-                for conv in block.convs
-            ],
-        )
-        for block in lite0.load_blocks()
-    ]
+    blocks = lite0.in_torch(lite0.load_blocks(), device)
 
     def run() -> Any:
         with torch.inference_mode():

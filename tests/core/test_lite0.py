@@ -92,14 +92,23 @@ def test_equals_timm_borders_included(encoder, reference, height, width):
     same(found, reference(rgb))
 
 
-def test_torch_equals_onnxruntime(encoder):
+@pytest.fixture(scope="module")
+def torch_encoder():
+    """As on a GPU, but on the CPU."""
+    encoder = Lite0(torch.device("meta"))
+    encoder.device, encoder._blocks = CPU, lite0.in_torch(load_blocks(), CPU)
+    return encoder
+
+
+def test_torch_equals_onnxruntime(encoder, torch_encoder):
     rgb = torch.cat([picture(256, 272, seed) for seed in (1, 2)])
-    blocks = [
-        (block, [tuple(map(torch.from_numpy, (c.weight, c.bias))) for c in block.convs]) for block in load_blocks()
-    ]
-    with torch.inference_mode():
-        in_torch = torch.cat(lite0._torch_stages(blocks, rgb.float() / 127.5 - 1), dim=1)
-    same(encoder.encode_dense(rgb), in_torch)
+    same(encoder.encode_dense(rgb), torch_encoder._encode_in_torch(rgb))
+
+
+def test_strips_do_not_show(encoder, torch_encoder, monkeypatch):
+    rgb = picture(784, 256)
+    monkeypatch.setattr(lite0, "STRIP", 320)
+    same(encoder.encode_dense(rgb), torch_encoder._encode_in_torch(rgb), 0.05)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")

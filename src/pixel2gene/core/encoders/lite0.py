@@ -27,6 +27,8 @@ DOWNSAMPLING_BLOCKS = {1, 3, 5}
 # On the CPU blocks run one after the other, the first three as one, patch by patch, so that the maps between their
 # convolutions stay in the cache of a core: sides of a patch, and what is seen around it, in what goes into the block.
 FIRST, SIDES, HALOS = 3, (256, 64), (8, 2)
+# In torch, rows of pixels at once: of a whole tile the maps would not fit the memory of a small GPU.
+STRIP = 1792
 
 
 class Conv(NamedTuple):
@@ -51,6 +53,9 @@ class Block(NamedTuple):
     convs: tuple[Conv, ...]
     shortcut: bool
     pool: int | None
+
+
+type InTorch = list[tuple[Block, list[tuple[Tensor, Tensor]]]]
 
 
 class Part(NamedTuple):
@@ -95,10 +100,7 @@ class Lite0:
             self._parts = [_part(blocks[start:stop], first=start == 0) for start, stop in pairwise(edges)]
             self._cores = ThreadPoolExecutor(CPU_COUNT)
         else:
-            self._blocks = [
-                (block, [(_to(conv.weight, device), _to(conv.bias, device)) for conv in block.convs])
-                for block in blocks
-            ]
+            self._blocks = in_torch(blocks, device)
 
     def encode_dense(self, rgb: Tensor) -> Tensor:
         """Features of every superpixel.
@@ -114,8 +116,17 @@ class Lite0:
         """
         if self.device.type == "cpu":
             return torch.from_numpy(self._encode_on_cpu(rgb.numpy()))
+        return self._encode_in_torch(rgb)
+
+    def _encode_in_torch(self, rgb: Tensor) -> Tensor:
         with torch.inference_mode():
-            return torch.cat(_torch_stages(self._blocks, _scaled(rgb.to(self.device).float())), dim=1)
+            return torch.cat([self._strip_in_torch(rgb, start) for start in range(0, rgb.shape[2], STRIP)], dim=2)
+
+    def _strip_in_torch(self, rgb: Tensor, start: int) -> Tensor:
+        first = max(start - self.halo, 0)
+        seen = rgb[:, :, first : start + STRIP + self.halo].to(self.device)
+        rows = slice((start - first) // self.stride, (start - first + STRIP) // self.stride)
+        return torch.cat(_torch_stages(self._blocks, _scaled(seen.float())), dim=1)[:, :, rows]
 
     def _encode_on_cpu(self, rgb: NDArray[Any]) -> NDArray[np.float32]:
         batch, _, height, width = rgb.shape
@@ -168,11 +179,21 @@ def _scaled(rgb: Tensor) -> Tensor:
     return rgb / 127.5 - 1
 
 
-def _to(array: NDArray[np.float32], device: torch.device) -> Tensor:
-    return torch.from_numpy(array).to(device)
+def in_torch(blocks: tuple[Block, ...], device: torch.device) -> InTorch:
+    """Blocks with their weights and biases on a device."""
+    return [
+        (
+            block,
+            [
+                (torch.from_numpy(conv.weight).to(device), torch.from_numpy(conv.bias).to(device))
+                for conv in block.convs
+            ],
+        )
+        for block in blocks
+    ]
 
 
-def _torch_stages(blocks: list[tuple[Block, list[tuple[Tensor, Tensor]]]], x: Tensor) -> list[Tensor]:
+def _torch_stages(blocks: InTorch, x: Tensor) -> list[Tensor]:
     stages = []
     for block, parameters in blocks:
         y = x
