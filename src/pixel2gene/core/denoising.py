@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from pixel2gene.core.empirical_bayes import posterior
 from pixel2gene.core.ensemble import Ensemble
 from pixel2gene.core.neighbours import Neighbours
-from pixel2gene.core.other_genes import fit_factors, residuals, spread
+from pixel2gene.core.other_genes import fit_factors
 from pixel2gene.core.posterior import gamma_poisson_posterior
 from pixel2gene.core.regression import Measurement, predicted_counts
-from pixel2gene.core.uncertainty import gamma_shape, gene_blocks, misfit, whole_blocks
+from pixel2gene.core.uncertainty import gamma_shape, gene_blocks, misfit, misfit_of_seen, whole_blocks
 
 # Standard deviations of the Gaussian over the neighbours, in superpixels.
 WIDTHS = (1.5, 3.0, 6.0, 12.0, 24.0)
@@ -27,6 +27,8 @@ FOLLOWED = (0.5, 1.0)
 # Parts of the sample: what other genes foretell in one is learnt from the others.
 PARTS = 5
 LEAST_UNITS, LEAST_GENES = 20, 3
+# To learn it from.
+ENOUGH_UNITS = 2_000
 # A count may be expected to be so much rarer by other genes.
 RAREST = 0.02
 SMALLEST = 1e-8
@@ -130,8 +132,12 @@ def denoise_counts(
         unseen[:, genes], _ = _mixture(sources.candidates(genes, held_out=True), weight[:, genes])
         filled[:, genes], _ = _mixture(sources.elsewhere(gaps, genes), weight[:, genes])
     shape = gamma_shape(some, unseen)
-    expected_sd = np.sqrt(expected * misfit(some, unseen, shape, around.block[rows]).astype(np.float32))
-    with_other_genes, among = _other_genes(sources, unseen, shape, np.lexsort(centres[rows].T), seed)
+    with_other_genes, foretold, among = _other_genes(sources, unseen, shape, np.lexsort(centres[rows].T), seed)
+    block = around.block[rows]
+    if len(np.unique(block)) < len(block):
+        expected_sd = np.sqrt(expected * misfit(some, unseen, shape, block).astype(np.float32))
+    else:
+        expected_sd = expected * np.sqrt(misfit_of_seen(some, expected[rows], unseen, foretold)).astype(np.float32)
     mean, sd, trusted = np.empty_like(counts), np.empty_like(counts), np.zeros(counts.shape[1])
     # Some units at a time, since each takes its many arrays.
     for units in gene_blocks(*counts.shape[::-1]):
@@ -221,7 +227,9 @@ def _with_neighbours(
 
 def _other_genes(
     sources: Sources, unseen: NDArray[np.float32], shape: NDArray[np.float64], order: NDArray[np.intp], seed: int
-) -> tuple[Callable[[NDArray[np.float32], NDArray[np.float32]], NDArray[np.float32]], NDArray[np.float64]]:
+) -> tuple[
+    Callable[[NDArray[np.float32], NDArray[np.float32]], NDArray[np.float32]], NDArray[np.float32], NDArray[np.float64]
+]:
     """Learn to correct what is expected by what a unit's counts of all other genes foretell, as far as it helps a gene.
 
     Parameters
@@ -239,25 +247,28 @@ def _other_genes(
 
     Returns
     -------
-    What makes corrected expectations of (units, genes) counts and expectations, and the (genes,) shape around them.
+    What makes corrected expectations of (units, genes) counts and expectations, those of the (sample, genes) by factors
+    that did not see it, and the (genes,) shape around them.
     """
     some = sources.counts[sources.rows]
     if len(some) < LEAST_UNITS or some.shape[1] < LEAST_GENES:
-        return lambda counts, expected: expected, shape
-    x = residuals(some, unseen, shape)
-    part = np.empty(len(some), np.intp)
-    part[order] = np.random.default_rng(seed).permutation(len(some)) % PARTS
-    held_out = [np.empty_like(x) for _ in FACTORS]
-    for foretold, number in zip(held_out, FACTORS, strict=True):
+        return lambda counts, expected: expected, unseen, shape
+    drawn = np.empty(len(some), np.intp)
+    drawn[order] = np.random.default_rng(seed).permutation(len(some))
+    part, enough = drawn % PARTS, drawn < ENOUGH_UNITS
+    held_out = [np.empty_like(some) for _ in FACTORS]
+    for without_part, number in zip(held_out, FACTORS, strict=True):
         for k in range(PARTS):
-            foretold[part == k] = fit_factors(x[part != k], number, seed).foretell(x[part == k])
+            others = enough & (part != k)
+            factors = fit_factors(some[others], unseen[others], shape, number, seed)
+            without_part[part == k] = factors.foretell(some[part == k], unseen[part == k])
 
     def ways(mean: NDArray[np.float32], foretold: list[NDArray[np.float32]]) -> Iterator[NDArray[np.float32]]:
         """What is expected without other genes, and in all ways with them."""
         yield mean
         for each in foretold:
             for share in FOLLOWED:
-                yield np.maximum(mean + np.float32(share) * each * spread(mean, shape), RAREST * mean)
+                yield mean * np.maximum(1 + np.float32(share) * each, np.float32(RAREST))
 
     weight = posterior(np.stack([_log_likelihood(some, mean, shape) for mean in ways(unseen, held_out)]))
 
@@ -267,13 +278,13 @@ def _other_genes(
             total += way * w.astype(np.float32)
         return total
 
-    factors = [fit_factors(x, number, seed) for number in FACTORS]
+    all_factors = [fit_factors(some[enough], unseen[enough], shape, number, seed) for number in FACTORS]
 
     def corrected(counts: NDArray[np.float32], expected: NDArray[np.float32]) -> NDArray[np.float32]:
-        y = residuals(counts, expected, shape)
-        return mixed(expected, [one.foretell(y) for one in factors])
+        return mixed(expected, [factors.foretell(counts, expected) for factors in all_factors])
 
-    return corrected, gamma_shape(some, mixed(unseen, held_out))
+    foretold = mixed(unseen, held_out)
+    return corrected, foretold, gamma_shape(some, foretold)
 
 
 def _log_likelihoods(sources: Sources, shape: NDArray[np.float64]) -> NDArray[np.float64]:

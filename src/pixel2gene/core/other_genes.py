@@ -10,70 +10,112 @@ from sklearn.utils.extmath import randomized_svd
 
 # Beyond this many standard deviations, a residual says no more.
 FARTHEST = 5.0
-SMALLEST = 1e-8
+# Of the fit; most is gained by the first ones.
+STEPS = 15
+SMALLEST, LEAST_OWN = 1e-8, 1e-3
 
 Array = NDArray[np.floating]
 
 
 @dataclass(frozen=True)
 class Factors:
-    """What the residuals of the genes of a unit have in common, by probabilistic principal components.
+    """What the genes of a unit have in common beyond what is expected of them.
+
+    The rate of a unit is its expectation times 1 + W z + ε, with z standard normal.
 
     Attributes
     ----------
     loadings
-        (genes, factors).
-    noise
-        Variance of what a gene has for itself.
+        (genes, factors) W.
+    own
+        (genes,) variance of ε, what a gene has for itself.
+    shape
+        (genes,) of the gamma distribution of units around their expectation, factors and all.
     """
 
     loadings: Array
-    noise: float
+    own: Array
+    shape: Array
 
-    def foretell(self, residuals: Array) -> NDArray[np.float32]:
-        """(units, genes) expectation of each residual given those of all other genes of the unit.
+    def foretell(self, counts: Array, expected: Array) -> NDArray[np.float32]:
+        """(units, genes) expectation of W z of each gene given the counts of all other genes of the unit.
 
-        A residual is x = W z + e with z standard normal and e of variance s². Given all genes, it is expected to be
-        H x with H = W (W'W + s²)⁻¹ W'; without its own gene, (H x - h x) / (1 - h) with h on the diagonal of H, as in
+        With H x the expectation given all genes, and h on the diagonal of H, it is (H x - h x) / (1 - h), as in
         leave-one-out regression.
         """
-        loadings = self.loadings
-        inner = np.linalg.inv(loadings.T @ loadings + self.noise * np.eye(loadings.shape[1]))
-        spread = loadings @ inner
-        own = (spread * loadings).sum(axis=1)
-        others = (residuals @ spread) @ loadings.T - own * residuals
-        foretold: NDArray[np.float32] = (others / np.maximum(1 - own, SMALLEST)).astype(np.float32)
+        precision, weighted = _weighed(counts, expected, self.own, self.shape)
+        z, covariance = self._scores(precision, weighted)
+        about = covariance.reshape(len(z), -1) @ _products(self.loadings).T
+        others = z @ self.loadings.T - about * weighted
+        foretold: NDArray[np.float32] = (others / np.maximum(1 - about * precision, SMALLEST)).astype(np.float32)
         return foretold
 
+    def step(self, counts: Array, expected: Array) -> Factors:
+        """One step of expectation maximisation; the loadings of a factor have a normal prior of their mean square."""
+        precision, weighted = _weighed(counts, expected, self.own, self.shape)
+        z, covariance = self._scores(precision, weighted)
+        second = precision.T @ (covariance.reshape(len(z), -1) + _products(z))
+        prior = np.diag(1 / np.maximum(np.square(self.loadings).mean(axis=0), SMALLEST))
+        loadings = np.linalg.solve(second.reshape(-1, *prior.shape) + prior, (weighted.T @ z)[:, :, None])[:, :, 0]
+        about = covariance.reshape(len(z), -1) @ _products(loadings).T
+        left = np.square(weighted - precision * (z @ loadings.T)) + np.square(precision) * about
+        own = self.own + np.square(self.own) * (left - precision).mean(axis=0)
+        return Factors(loadings.astype(np.float32), np.maximum(own, LEAST_OWN).astype(np.float32), self.shape)
 
-def fit_factors(residuals: Array, number: int, seed: int) -> Factors:
-    """Find so many factors at the most (Tipping & Bishop, J. R. Stat. Soc. B 61:611, 1999).
+    def _scores(self, precision: Array, weighted: Array) -> tuple[Array, Array]:
+        """(units, factors) mean and (units, factors, factors) covariance of z given all genes."""
+        number = self.loadings.shape[1]
+        told = (precision @ _products(self.loadings)).reshape(-1, number, number)
+        covariance = np.linalg.inv(told + np.eye(number, dtype=told.dtype))
+        return (covariance @ (weighted @ self.loadings)[:, :, None])[:, :, 0], covariance
+
+
+def fit_factors(counts: Array, expected: Array, shape: Array, number: int, seed: int) -> Factors:
+    """Find so many factors at the most.
+
+    Probabilistic principal components of the residuals (Tipping & Bishop, J. R. Stat. Soc. B 61:611, 1999) are where
+    expectation maximisation starts, which tells the noise of counting, known for each count, from what units share.
 
     Parameters
     ----------
-    residuals
-        (units, genes) of mean 0.
+    counts, expected
+        (units, genes).
+    shape
+        (genes,) of the gamma distribution of units around their expectation.
     number
         Of factors.
     seed
         Of the decomposition.
     """
-    units, genes = residuals.shape
+    units, genes = counts.shape
     number = min(number, units - 1, genes - 1)
+    spread = np.sqrt(expected + np.square(expected) / shape)
+    residuals = ((counts - expected) / np.maximum(spread, SMALLEST)).clip(-FARTHEST, FARTHEST).astype(np.float32)
     _, singular, axes = randomized_svd(residuals, number, random_state=seed)
     variances = np.square(singular) / units
     noise = (np.square(residuals).sum() / units - variances.sum()) / (genes - number)
-    scale = np.sqrt(np.maximum(variances - noise, 0))
-    return Factors((axes.T * scale).astype(np.float32), max(float(noise), SMALLEST))
+    shape = shape.astype(np.float32)
+    own = 1 / shape
+    typical = np.maximum(_weighed(counts, expected, own, shape)[0].mean(axis=0), SMALLEST)
+    loadings = axes.T * np.sqrt(np.maximum(variances - noise, 0) / typical[:, None])
+    own = np.maximum(own - np.square(loadings).sum(axis=1), own / 20)
+    factors = Factors(loadings.astype(np.float32), own.astype(np.float32), shape)
+    for _ in range(STEPS):
+        factors = factors.step(counts, expected)
+    return factors
 
 
-def residuals(counts: Array, expected: Array, shape: Array) -> NDArray[np.float32]:
-    """(units, genes) distance of negative binomial counts from what is expected, in standard deviations."""
-    found = (counts - expected) / spread(expected, shape)
-    return found.clip(-FARTHEST, FARTHEST).astype(np.float32)
+def _weighed(counts: Array, expected: Array, own: Array, shape: Array) -> tuple[Array, Array]:
+    """(units, genes) precision of what a count says of W z in relation to what is expected, and that times precision.
+
+    Its variance is that of counting, one over what is expected, and that of what the gene has for itself.
+    """
+    farthest = FARTHEST * np.sqrt(expected + np.square(expected) / shape)
+    scale = 1 + own * expected
+    off = np.clip(counts - expected, -farthest, farthest)
+    return (expected / scale).astype(np.float32), (off / scale).astype(np.float32)
 
 
-def spread(expected: Array, shape: Array) -> NDArray[np.float32]:
-    """(units, genes) standard deviation of counts."""
-    sd: NDArray[np.float32] = np.sqrt(expected + np.square(expected) / shape).astype(np.float32)
-    return np.maximum(sd, SMALLEST)
+def _products(values: Array) -> Array:
+    """(n, factors²) of all pairs of (n, factors)."""
+    return (values[:, :, None] * values[:, None, :]).reshape(len(values), -1)

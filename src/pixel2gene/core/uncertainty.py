@@ -21,6 +21,7 @@ MISFITS = np.geomspace(1e-4, 10, 61)
 SAMPLE = 20_000
 # Values of a dense array of (units, genes), at most.
 BLOCK_VALUES = 2**25
+SMALLEST, SINGULAR = 1e-8, 1e-6
 
 
 def truth_sd(sd: NDArray[np.float32], mean: NDArray[np.float32], misfit: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -115,6 +116,51 @@ def misfit(
     noise = pairs(mean + mean**2 / shape, block)[known] / np.square(expected[known] * level[known])
     relative = pairs(counts - mean, block)[known] / (expected[known] * level[known])
     result[known] = level[known] * (MISFITS @ posterior(-np.square(relative - MISFITS[:, None]) / (2 * noise)))
+    return result
+
+
+def misfit_of_seen(
+    counts: NDArray[np.floating],
+    mean: NDArray[np.floating],
+    unseen: NDArray[np.floating],
+    foretold: NDArray[np.floating],
+) -> NDArray[np.float64]:
+    """Variance of the truth around an expectation that has seen the counts, as a multiple of the expectation squared.
+
+    The expectation follows a count, and its noise, by some share h, so that counts lie nearer to it than they would
+    otherwise: the variance of the truth is that of the counts around it, less that of counting, plus 2 h times the
+    expectation. The share is the slope of the expectation on the counts, given what is known without them.
+
+    Parameters
+    ----------
+    counts, mean
+        (units, genes).
+    unseen
+        (units, genes) what is expected without the counts of a unit.
+    foretold
+        (units, genes) what is expected without the counts of a unit but those of its other genes.
+
+    Returns
+    -------
+    (genes,).
+    """
+    known = (unseen, foretold, counts)
+    products, with_mean = np.empty((counts.shape[1], 3, 3)), np.empty((counts.shape[1], 3, 1))
+    for i, values in enumerate(known):
+        weighted = values / np.maximum(unseen, SMALLEST)
+        for j, others in enumerate(known):
+            products[:, i, j] = _summed(weighted, others)
+        with_mean[:, i, 0] = _summed(weighted, mean)
+    # What foretells as much as another, as where other genes say nothing, shares the slope with it.
+    slope = (np.linalg.pinv(products, rcond=SINGULAR, hermitian=True) @ with_mean)[:, 2, 0].clip(0, 1)
+    level = _summed(mean, mean) / np.maximum(mean.sum(axis=0, dtype=np.float64), SMALLEST)
+    result: NDArray[np.float64] = 1 / gamma_shape(counts, mean) + 2 * slope / np.maximum(level, SMALLEST)
+    return result
+
+
+def _summed(one: NDArray[np.floating], other: NDArray[np.floating]) -> NDArray[np.float64]:
+    """(columns,) sum of the products."""
+    result: NDArray[np.float64] = np.einsum("ug,ug->g", one, other, dtype=np.float64)
     return result
 
 
