@@ -293,6 +293,18 @@ def test_intervals_of_the_expectation_cover_the_truth(uncertain):
     assert 0.85 < ((low < smooth) & (smooth < high)).mean() < 0.95
 
 
+def test_intervals_of_units_that_share_no_block_cover_the_truth(denoise):
+    """The model has seen the counts and follows each by a tenth."""
+    rng = np.random.default_rng(15)
+    unseen = 4 * field(rng, 3, 0.4, 24)
+    truth = unseen * rng.gamma(5, 1 / 5, unseen.shape)
+    counts = rng.poisson(truth)
+    result = denoise(counts, unseen + 0.1 * (counts - unseen), 3 * CENTRES, unseen=unseen)
+    variance = np.square(result.expected_sd)
+    low, high = stats.gamma.ppf([[[0.05]], [[0.95]]], result.expected**2 / variance, scale=variance / result.expected)
+    assert 0.87 < ((low < truth) & (truth < high)).mean() < 0.94
+
+
 def test_intervals_of_the_posterior_cover_the_other_half(uncertain):
     result, _, first, second = uncertain
     # The rate is gamma distributed given the first half, so that the second is negative binomial.

@@ -12,7 +12,14 @@ from scipy.sparse import csr_array
 from pixel2gene.core import uncertainty as module
 from pixel2gene.core.ensemble import Architecture, Ensemble
 from pixel2gene.core.regression import Measurement
-from pixel2gene.core.uncertainty import gamma_shape, gene_blocks, held_out_uncertainty, misfit, whole_blocks
+from pixel2gene.core.uncertainty import (
+    gamma_shape,
+    gene_blocks,
+    held_out_uncertainty,
+    misfit,
+    misfit_of_seen,
+    whole_blocks,
+)
 
 CPU = torch.device("cpu")
 BLOCK = np.arange(6000) // 4
@@ -83,6 +90,23 @@ def test_units_in_which_a_gene_was_not_measured_do_not_matter(block):
     alone = misfit(counts[measured], mean[measured], np.full(3, 4.0), block[measured])
     there = measured[:, None]
     np.testing.assert_allclose(misfit(counts * there, mean * there, np.full(3, 4.0), block), alone, rtol=1e-4)
+
+
+@pytest.mark.parametrize("followed", [0.0, 0.1])
+@pytest.mark.parametrize("shared", [0.0, 0.5])
+def test_what_an_expectation_has_seen_is_no_knowledge_of_the_truth(followed, shared):
+    """It follows counts by a share, and by another what other genes foretell of them."""
+    rng = np.random.default_rng(1)
+    unseen = 3 * rng.uniform(0.4, 1.6, (6000, 8))
+    foretold = unseen * rng.gamma(6, 1 / 6, unseen.shape) if shared else unseen
+    truth = foretold * rng.gamma(6, 1 / 6, unseen.shape)
+    counts = rng.poisson(truth)
+    mean = unseen + shared * (foretold - unseen) + followed * (counts - foretold)
+    found = misfit_of_seen(counts, mean, unseen, foretold)
+    planted = np.square(truth - mean).sum(axis=0) / np.square(mean).sum(axis=0)
+    np.testing.assert_allclose(found, planted, rtol=0.2)
+    if followed:
+        assert (1 / gamma_shape(counts, mean) < 0.85 * planted).all()
 
 
 def test_the_shape_is_that_of_the_planted_gamma():
