@@ -139,8 +139,8 @@ def denoise_counts(
     else:
         expected_sd = expected * np.sqrt(misfit_of_seen(some, expected[rows], unseen, foretold)).astype(np.float32)
     mean, sd, trusted = np.empty_like(counts), np.empty_like(counts), np.zeros(counts.shape[1])
-    # Some units at a time, since each takes its many arrays.
-    for units in gene_blocks(*counts.shape[::-1]):
+    # Some units at a time, since each takes its many arrays, and a value for each pair of factors.
+    for units in gene_blocks(max(counts.shape[1], max(FACTORS) ** 2), len(counts)):
         prior = with_other_genes(counts[units], expected[units])
         mean[units], sd[units] = gamma_poisson_posterior(counts[units], prior, among)
         trusted += (among / (prior + among)).sum(axis=0) / len(counts)
