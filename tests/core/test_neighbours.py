@@ -117,6 +117,19 @@ def test_columns_in_parts_are_the_same(monkeypatch, own_block, width, size):
     np.testing.assert_array_equal(around.sums(values, width, own_block=own_block), whole)
 
 
+@own_blocks
+@pytest.mark.parametrize("width", WIDTHS)
+def test_few_units_are_summed_as_on_a_grid(monkeypatch, own_block, width):
+    centres, values = some_units(5, 60, 150)
+    around, places = Neighbours(centres), some_units(6, 300, 170, low=-40)[0]
+    found = around.sums(values, width, own_block=own_block), around.sums_at(places, values, width)
+    monkeypatch.setattr(module, "SPREAD_VALUES", 0)
+    on_grid = around.sums(values, width, own_block=own_block), around.sums_at(places, values, width)
+    for some, others in zip(found, on_grid, strict=True):
+        assert others.max() > 1
+        np.testing.assert_allclose(some, others, rtol=1e-5, atol=1e-4)
+
+
 @settings(deadline=None, max_examples=40)
 @given(seeds, st.integers(0, 30), st.integers(1, 40))
 def test_pairs_are_those_of_itertools(seed, units, blocks):

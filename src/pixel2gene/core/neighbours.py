@@ -15,6 +15,8 @@ CELLS_PER_WIDTH = 3.0
 COARSEST = 2**6
 # Cells of all columns together that are summed over at once, at most.
 GRID_VALUES = 2**24
+# Weights of few units on a large grid, at most, where they take fewer products than the grid.
+SPREAD_VALUES = 2**24
 
 
 class Neighbours:
@@ -71,18 +73,25 @@ class Neighbours:
         """Sums over all units, 0 beyond the cells that hold them."""
         y, x = self._cells.T // cell
         shape = int(y.max(initial=0)) + 1, int(x.max(initial=0)) + 1
-        units = np.arange(len(x))
-        laid = csr_array((np.ones(len(x), np.float32), (y * shape[1] + x, units)), (shape[0] * shape[1], len(x)))
         steps = np.arange(-np.ceil(REACH * width), np.ceil(REACH * width) + 1)
+        weight = np.exp(-((steps / width) ** 2) / 2)
         row, column = places.T // cell
         within = (row >= 0) & (row < shape[0]) & (column >= 0) & (column < shape[1])
         row, column = (np.where(within, index, 0) for index in (row, column))
+        if len(x) * len(steps) ** 2 <= min(2 * shape[0] * shape[1] * len(steps), SPREAD_VALUES):
+            # Summed up in the order of their places, whatever their own.
+            order = np.lexsort((x, y))
+            spread = _spread(y[order], x[order], shape, weight)[row * shape[1] + column]
+            few: NDArray[np.float32] = spread @ values[order].astype(np.float32)
+            few *= within[:, None]
+            return few
+        laid = _spread(y, x, shape, np.ones(1))
         sums = np.empty((len(places), values.shape[1]), np.float32)
         size = max(GRID_VALUES // laid.shape[0], 1)
         for some in (slice(start, start + size) for start in range(0, values.shape[1], size)):
             grids = np.ascontiguousarray((laid @ values[:, some].astype(np.float32)).T).reshape(-1, *shape)
             for axis in (1, 2):
-                grids = correlate1d(grids, np.exp(-((steps / width) ** 2) / 2), axis, mode="constant")
+                grids = correlate1d(grids, weight, axis, mode="constant")
             sums[:, some] = (grids[:, row, column] * within).T
         return sums
 
@@ -98,6 +107,18 @@ class Neighbours:
         weight = np.exp(-((place[:, :, None] - place[:, None]) ** 2).sum(axis=0) / (2 * width**2))
         within: NDArray[np.float32] = np.einsum("pq,bqg->bpg", weight.astype(np.float32), sums)[self.block, self._place]
         return within
+
+
+def _spread(
+    y: NDArray[np.int64], x: NDArray[np.int64], shape: tuple[int, int], weight: NDArray[np.float64]
+) -> csr_array:
+    """(cells, units) the weights of each unit in the cells around its own."""
+    step = np.arange(len(weight)) - len(weight) // 2
+    row, column = (y[:, None] + step)[:, :, None], (x[:, None] + step)[:, None, :]
+    within = (row >= 0) & (row < shape[0]) & (column >= 0) & (column < shape[1])
+    unit = np.broadcast_to(np.arange(len(x))[:, None, None], within.shape)[within]
+    weights = np.broadcast_to(np.multiply.outer(weight, weight).astype(np.float32), within.shape)[within]
+    return csr_array((weights, ((row * shape[1] + column)[within], unit)), (shape[0] * shape[1], len(x)))
 
 
 def _in_cells(width: float) -> tuple[float, int]:
