@@ -61,6 +61,7 @@ import pixel2gene as p2g
 from pixel2gene.core import regression
 from pixel2gene.core.device import choose_device
 from pixel2gene.core.ensemble import Ensemble
+from pixel2gene.core.outputs import choose_outputs, leading_genes
 
 TASKS = ("fill half", "fill blocks", "denoise", "new slide")
 NO_RIVALS = ("default", "oracle")
@@ -368,8 +369,11 @@ def _only(data: Training, members: NDArray[np.intp]) -> Training:
 
 
 def _trajectory(data: Training, looks: int) -> pd.DataFrame:
-    """Deviance and scores against the truth at each look, of one fit that does not stop early."""
-    slide, device = data.slide, choose_device(None)
+    """Deviance and scores against the truth at each look, of one fit that does not stop early.
+
+    Scored is what `pixel2gene.tl.fit` would return if it stopped there, its outputs fitted anew where that is better.
+    """
+    slide, device, measured = data.slide, choose_device(None), measurement(data)
     inside = ~half(slide).ravel()[slide.superpixels]
     parts = {"fill": data.held, "measured": inside}
     truth = {name: _rates(data, part) for name, part in parts.items()}
@@ -377,12 +381,15 @@ def _trajectory(data: Training, looks: int) -> pd.DataFrame:
     rows: list[Row] = []
 
     def look(network: Ensemble) -> None:
-        rate = regression.predict_rates(network, slide.features, genes, device)[0]
+        stopped = choose_outputs(network, lead, measured, recipe, device, data.seed)
+        rate = regression.predict_rates(stopped, slide.features, genes, device)[0]
         scores = {name: mean_pearson(pearson(rate[part], truth[name])) for name, part in parts.items()}
         rows.append({"look": len(rows) + 1, **scores})
 
     recipe = regression.Recipe(patience=10**9, max_checks=looks)
-    _, history = regression.fit_ensemble(measurement(data), recipe, device, data.seed, progress=False, on_look=look)
+    lead = leading_genes(measured.counts, recipe.lead_genes)
+    leading = measured.of_genes(lead)
+    _, history = regression.fit_ensemble(leading, recipe, device, data.seed, progress=False, on_look=look)
     return pd.DataFrame(rows).assign(step=history.step, deviance=history.deviance)
 
 
