@@ -17,7 +17,7 @@ from pixel2gene.core.tissue import superpixel_statistics
 from pixel2gene.datasets._paint import paint
 from pixel2gene.spatial import raster
 from pixel2gene.spatial.image import open_image
-from pixel2gene.spatial.raster import LocalTile, fingerprint, lazy_embedding, lazy_statistics
+from pixel2gene.spatial.raster import LocalTile, fingerprint, lazy_embedding, lazy_statistics, lazy_tiles
 
 MPP = 0.5
 
@@ -80,6 +80,22 @@ def test_tiles_do_not_show(slide, mask, embedding, monkeypatch, side):
     change = np.abs(other - whole).mean(axis=1) / whole.std(axis=1)
     assert change.max() < 0.01
     assert not np.array_equal(other, whole), "the tiles were the same"
+
+
+@pytest.mark.parametrize("scales", [(1,), (1, 2)])
+def test_tiles_that_are_kept_are_joined_as_in_memory(slide, mask, monkeypatch, tmp_path, scales):
+    monkeypatch.setattr(raster, "ENCODED", 24)
+    mask = mask.copy()
+    mask[:24, :24] = False
+    load = partial(shared_encoder, "lite0", torch.device("cpu"))
+    tile = LocalTile(slide, MPP, load, scales=scales, finished=tmp_path)
+    there = lazy_tiles(tile, mask).compute()
+    np.testing.assert_array_equal(
+        there, [[mask[y : y + 24, x : x + 24].any() for x in (0, 24, 48)] for y in (0, 24, 48)]
+    )
+    assert not there[0, 0] and len(list(tmp_path.iterdir())) == there.sum()
+    in_memory = lazy_embedding(LocalTile(slide, MPP, load, scales=scales), mask).compute()
+    np.testing.assert_array_equal(lazy_embedding(tile, mask).compute(), in_memory)
 
 
 def in_windows():

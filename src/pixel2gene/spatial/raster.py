@@ -9,6 +9,7 @@ import threading
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -87,9 +88,7 @@ class LocalTile:
         values = np.zeros((local_channels(encoder) * len(self.scales), *inside.shape), np.float16)
         if not inside.any():
             return values
-        kept = None if self.finished is None else self.finished / f"{rows.start}-{columns.start}.tile"
-        if kept is not None and kept.exists():
-            return np.fromfile(kept, np.float16).reshape(values.shape)
+        kept = None if self.finished is None else self.kept(rows.start, columns.start)
         (top, bottom), (left, right) = (_ends(inside.any(axis=axis)) for axis in (1, 0))
         rows = slice(rows.start + top, rows.start + bottom)
         columns = slice(columns.start + left, columns.start + right)
@@ -100,6 +99,11 @@ class LocalTile:
         if kept is not None:
             _keep(values, kept)
         return values
+
+    def kept(self, row: int, column: int) -> Path:
+        """Where the tile that begins there is kept once it is finished."""
+        assert self.finished is not None
+        return self.finished / f"{row}-{column}.tile"
 
     def _seen_at(
         self, scale: int, encoder: Encoder, rows: slice, columns: slice, inside: NDArray[np.bool_]
@@ -130,28 +134,77 @@ def _keep(values: NDArray[np.float16], path: Path) -> None:
         aside.unlink(missing_ok=True)
 
 
+def lazy_tiles(tile: LocalTile, mask: NDArray[np.bool_]) -> da.Array:
+    """(rows, columns of tiles) whether there is tissue in each: once computed, all tiles are finished and kept."""
+
+    def block(inside: NDArray[np.bool_], block_info: Any = None) -> NDArray[np.bool_]:
+        rows, columns = _place(block_info)
+        if not tile.kept(rows.start, columns.start).exists():
+            tile(rows, columns, inside)
+        return inside.any(keepdims=True)
+
+    lazy = da.from_array(mask, chunks=_side(tile))
+    each = tuple((1,) * number for number in lazy.numblocks)
+    tiles: da.Array = lazy.map_blocks(block, chunks=each, dtype=bool, meta=np.empty((0, 0), bool))
+    return tiles
+
+
 def lazy_embedding(tile: LocalTile, mask: NDArray[np.bool_]) -> da.Array:
-    """(channels, rows, columns) float16 embedding, zero outside the mask."""
-    encoder = tile.load()
-    # Windows that reach into several tiles are encoded for each: few do if tiles are whole steps.
-    step = window_step(encoder, tile.overlap)
-    side = math.ceil(ENCODED / step) * step
-    own = local_channels(encoder)
-    local = _map_tiles(tile, mask, own * len(tile.scales), np.float16, side)
-    tissue = da.from_array(mask[None], chunks=(1, *local.chunks[1:]))
-    border = max(CONTEXT_WINDOWS) // 2
-    wide, around = (_with_border(raster, border) for raster in (local, tissue))
+    """(channels, rows, columns) float16 embedding, zero outside the mask; of `lazy_tiles`, if they are kept."""
+    encoder, side, border = tile.load(), _side(tile), max(CONTEXT_WINDOWS) // 2
+    own, channels = local_channels(encoder), embedding_channels(encoder, tile.scales)
+
+    def with_context(local: NDArray[np.float16]) -> NDArray[np.float16]:
+        return add_context(local, (local != 0).any(axis=0), border, own)
+
+    if tile.finished is not None:
+        # Not by dask, which would hold most of the tiles of a slide until their neighbours are there.
+        def block(rows: slice, columns: slice, _: NDArray[np.bool_]) -> NDArray[np.float16]:
+            return with_context(_read_kept(tile, side, mask.shape, _around(rows, border), _around(columns, border)))
+
+        return _map_tiles(block, mask, channels, np.float16, side)
+    wide = _with_border(_map_tiles(tile, mask, own * len(tile.scales), np.float16, side), border)
     sizes = [tuple(size - 2 * border for size in axis) for axis in wide.chunks[1:]]
     embedding = da.map_blocks(
-        lambda block, inside: add_context(block, inside[0], border, own),
-        wide,
-        around,
-        chunks=((embedding_channels(encoder, tile.scales),), *sizes),
-        dtype=np.float16,
-        meta=np.empty((0, 0, 0), np.float16),
+        with_context, wide, chunks=((channels,), *sizes), dtype=np.float16, meta=np.empty((0, 0, 0), np.float16)
     )
     cropped: da.Array = embedding[:, : mask.shape[0], : mask.shape[1]]
     return cropped
+
+
+def _read_kept(tile: LocalTile, side: int, shape: tuple[int, ...], rows: slice, columns: slice) -> NDArray[np.float16]:
+    """(channels, rows, columns) of finished tiles, zero where there is none, as beyond the grid of that shape."""
+    channels, axes = local_channels(tile.load()) * len(tile.scales), (rows, columns)
+    found = np.zeros((channels, *(axis.stop - axis.start for axis in axes)), np.float16)
+    corners = product(
+        *(
+            range(max(axis.start, 0) // side * side, min(axis.stop, n), side)
+            for axis, n in zip(axes, shape, strict=True)
+        )
+    )
+    for corner in corners:
+        if not tile.kept(*corner).exists():
+            continue
+        size = [min(side, n - start) for start, n in zip(corner, shape, strict=True)]
+        values = np.memmap(tile.kept(*corner), np.float16, "r", shape=(channels, *size))
+        shared = [
+            (max(axis.start, start), min(axis.stop, start + length))
+            for axis, start, length in zip(axes, corner, size, strict=True)
+        ]
+        here = (slice(low - axis.start, high - axis.start) for (low, high), axis in zip(shared, axes, strict=True))
+        there = (slice(low - start, high - start) for (low, high), start in zip(shared, corner, strict=True))
+        found[:, *here] = values[:, *there]
+    return found
+
+
+def _around(axis: slice, border: int) -> slice:
+    return slice(axis.start - border, axis.stop + border)
+
+
+def _side(tile: LocalTile) -> int:
+    """Of a tile, in superpixels: whole steps, since windows that reach into several tiles are encoded for each."""
+    step = window_step(tile.load(), tile.overlap)
+    return math.ceil(ENCODED / step) * step
 
 
 def _with_border(raster: da.Array, border: int) -> da.Array:
@@ -203,11 +256,16 @@ def _map_tiles(
     side: int,
 ) -> da.Array:
     def block(inside: NDArray[np.bool_], block_info: Any = None) -> NDArray[Any]:
-        (rows, columns) = (slice(*edges) for edges in block_info[0]["array-location"])
-        return tile(rows, columns, inside)
+        return tile(*_place(block_info), inside)
 
-    lazy = da.from_array(mask, chunks=(side, side))
+    lazy = da.from_array(mask, chunks=side)
     tiles: da.Array = lazy.map_blocks(
         block, new_axis=0, chunks=((channels,), *lazy.chunks), dtype=dtype, meta=np.empty((0, 0, 0), dtype)
     )
     return tiles
+
+
+def _place(block_info: Any) -> tuple[slice, slice]:
+    """Rows and columns of a block."""
+    rows, columns = (slice(*edges) for edges in block_info[0]["array-location"])
+    return rows, columns

@@ -12,13 +12,13 @@ from pixel2gene.core.device import choose_device
 from pixel2gene.core.embedding import choose_overlap, choose_scales, embedding_channels
 from pixel2gene.core.encoders import shared_encoder
 from pixel2gene.core.stain import METHODS
-from pixel2gene.spatial.elements import get_record, image_element, require_new, write_elements
+from pixel2gene.spatial.elements import compute, get_record, image_element, require_new, write_elements
 from pixel2gene.spatial.grid import SUPERPIXEL_UM, superpixel_grid
 from pixel2gene.spatial.image import open_image
 from pixel2gene.spatial.mask import read_mask
 from pixel2gene.spatial.pixel_size import pixel_size
 from pixel2gene.spatial.provenance import digests, made_by
-from pixel2gene.spatial.raster import TILE, LocalTile, fingerprint, lazy_embedding, slide_stain
+from pixel2gene.spatial.raster import TILE, LocalTile, fingerprint, lazy_embedding, lazy_tiles, slide_stain
 from pixel2gene.spatial.resume import finished_tiles
 from pixel2gene.spatial.store import alone
 
@@ -161,7 +161,10 @@ def embed(
         },
     }
     finished = finished_tiles(sdata, key_added, record, mask)
-    values = lazy_embedding(LocalTile(slide, mpp, load, share, own, fields, finished), mask)
+    tile = LocalTile(slide, mpp, load, share, own, fields, finished)
+    if finished is not None:
+        compute(lazy_tiles(tile, mask), "embed", progress)
+    values = lazy_embedding(tile, mask)
     channels = [f"{chosen.name}_{i}" for i in range(values.shape[0])]
     # Models read all channels of a superpixel at once, so that they stay together in a chunk.
     element = image_element(values, grid, channels, chunks=(len(channels), TILE, TILE))
@@ -169,4 +172,6 @@ def embed(
         arguments["encoder"] = os.path.abspath(encoder)
     inputs = digests(sdata, image_key, [tissue_key], image=image)
     record |= made_by(arguments | {"key_added": key_added}, inputs, chosen_device)
-    write_elements(sdata, {key_added: element}, record, progress=progress, label="embed")
+    write_elements(
+        sdata, {key_added: element}, record, progress=progress, label="embed" if finished is None else "write"
+    )
