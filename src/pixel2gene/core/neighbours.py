@@ -16,7 +16,7 @@ COARSEST = 2**6
 # Cells of all columns together that are summed over at once, at most.
 GRID_VALUES = 2**24
 # Weights of few units on a large grid, at most, where they take fewer products than the grid.
-SPREAD_VALUES = 2**24
+SPREAD_VALUES = 2**23
 
 
 class Neighbours:

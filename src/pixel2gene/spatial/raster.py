@@ -152,7 +152,7 @@ def lazy_tiles(tile: LocalTile, mask: NDArray[np.bool_]) -> da.Array:
 def lazy_embedding(tile: LocalTile, mask: NDArray[np.bool_]) -> da.Array:
     """(channels, rows, columns) float16 embedding, zero outside the mask; of `lazy_tiles`, if they are kept."""
     encoder, side, border = tile.load(), _side(tile), max(CONTEXT_WINDOWS) // 2
-    own, channels = local_channels(encoder), embedding_channels(encoder, tile.scales)
+    own, channels, shape = local_channels(encoder), embedding_channels(encoder, tile.scales), mask.shape
 
     def with_context(local: NDArray[np.float16]) -> NDArray[np.float16]:
         return add_context(local, (local != 0).any(axis=0), border, own)
@@ -160,7 +160,7 @@ def lazy_embedding(tile: LocalTile, mask: NDArray[np.bool_]) -> da.Array:
     if tile.finished is not None:
         # Not by dask, which would hold most of the tiles of a slide until their neighbours are there.
         def block(rows: slice, columns: slice, _: NDArray[np.bool_]) -> NDArray[np.float16]:
-            return with_context(_read_kept(tile, side, mask.shape, _around(rows, border), _around(columns, border)))
+            return with_context(_read_kept(tile, side, shape, _around(rows, border), _around(columns, border)))
 
         return _map_tiles(block, mask, channels, np.float16, side)
     wide = _with_border(_map_tiles(tile, mask, own * len(tile.scales), np.float16, side), border)
