@@ -26,7 +26,7 @@ RECORDS = "pixel2gene"
 KINDS = ("images", "labels", "shapes", "points", "tables")
 # In the store, so that moves stay within one file system, and what is unfinished goes where the store goes.
 OWN, TILES = ".pixel2gene", "tiles-"
-# Half precision hardly shrinks, whatever the codec: this one takes a third of the time of the default.
+# Half precision hardly shrinks: files are a sixth larger than by the default, in a third of the time.
 COMPRESSOR: dict[Literal["lz4", "zstd"], int] = {"lz4": 1}
 # Of an element; nothing that leads out of the store.
 _NAME = re.compile(r"\w[\w.-]*")
