@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from pixel2gene.core.device import choose_device
+from pixel2gene.core.device import choose_device, quick_products
 
 
 @pytest.mark.parametrize(("cuda", "best"), [(True, "cuda"), (False, "cpu")])
@@ -26,3 +26,11 @@ def test_a_gpu_that_is_not_there_is_refused(monkeypatch):
 def test_a_device_that_there_is_not_is_refused(device):
     with pytest.raises(ValueError, match="none that torch knows; 'cpu', 'cuda'"):
         choose_device(device)
+
+
+def test_products_are_quick_only_for_a_while():
+    before = torch.get_float32_matmul_precision()
+    with pytest.raises(KeyboardInterrupt), quick_products():
+        assert torch.get_float32_matmul_precision() == "medium"
+        raise KeyboardInterrupt
+    assert torch.get_float32_matmul_precision() == before

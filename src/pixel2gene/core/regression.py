@@ -14,6 +14,7 @@ from scipy.sparse import csr_array
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from pixel2gene.core.device import quick_products
 from pixel2gene.core.ensemble import Architecture, Ensemble
 
 # Superpixels per forward pass where nothing is trained, and (members, superpixels, genes) rates at once.
@@ -295,7 +296,8 @@ def fit_ensemble(
         looked_at = some_units(data, recipe, rng)
         even = gene_weights(data, 1).to(device)
         keep = round(recipe.superpixels_per_unit * data.units_per_superpixel)
-        with tqdm(total=recipe.max_checks, desc="fit", disable=not progress, leave=False) as bar:
+        bar = tqdm(total=recipe.max_checks, desc="fit", disable=not progress, leave=False)
+        with bar, quick_products():
             first = [0] if reference is not None else []
             for more in itertools.islice(itertools.chain(first, itertools.repeat(every)), recipe.max_checks):
                 losses = []
