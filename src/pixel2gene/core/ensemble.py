@@ -12,9 +12,13 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from pixel2gene.core.moments import moments
+
 # Standardised features beyond this many standard deviations are cut, so that unseen colours cannot run away in exp().
 FEATURE_LIMIT = 6.0
 SMALLEST_SD = 1e-3
+# Of the embedding, of which more than that is not held in double precision.
+ROWS = 4_096
 LEAK = 0.1
 ELU = 0.01
 LOG2_E = math.log2(math.e)
@@ -97,9 +101,10 @@ class Ensemble(nn.Module):
 
     def standardise_by(self, features: NDArray[np.floating]) -> None:
         """Standardise by the mean and standard deviation of these (n, channels) embeddings from now on."""
-        self.feature_mean.copy_(torch.from_numpy(features.mean(axis=0, dtype=np.float64)))
+        mean, sd = moments(features[start : start + ROWS] for start in range(0, len(features), ROWS))
+        self.feature_mean.copy_(torch.from_numpy(mean))
         # A channel that hardly varies must not be blown up.
-        self.feature_sd.copy_(torch.from_numpy(features.std(axis=0, dtype=np.float64)).clamp_min(SMALLEST_SD))
+        self.feature_sd.copy_(torch.from_numpy(sd).clamp_min(SMALLEST_SD))
 
     def standardise(self, features: Tensor) -> Tensor:
         """(n, channels) embeddings as the layers take them."""

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array, diags_array
 from torch import Tensor
 
+from pixel2gene.core.device import quick_products
 from pixel2gene.core.ensemble import Ensemble
 from pixel2gene.core.regression import (
     Measurement,
@@ -183,7 +184,7 @@ def _latents(
 ) -> NDArray[np.float32]:
     """(superpixels, width) last hidden units of one member."""
     latents = np.empty((len(features), network.architecture.hidden[-1]), np.float32)
-    with torch.inference_mode():
+    with torch.inference_mode(), quick_products():
         for start in range(0, len(features), ROWS):
             rows = slice(start, start + ROWS)
             some = torch.from_numpy(features[rows]).to(device)

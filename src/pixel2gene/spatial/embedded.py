@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from spatialdata import SpatialData
 
+from pixel2gene.core.moments import moments
 from pixel2gene.spatial.elements import get_record
 from pixel2gene.spatial.geometry import affine
 from pixel2gene.spatial.grid import Grid, superpixel_grid
@@ -73,16 +74,16 @@ class Embedded:
         What models read has mean 0 and standard deviation 1 over the tissue of the slide, which takes out much of what
         stain and scanner do.
         """
-        index, sums = [], []
-        for part, block in self._raw_blocks():
-            index.append(part)
-            sums.append(
-                (len(block), block.sum(axis=0, dtype=np.float64), np.square(block, dtype=np.float64).sum(axis=0))
-            )
-        count, total, squares = (sum(column) for column in zip(*sums, strict=True))
-        mean = np.asarray(total / count)
+        index = []
+
+        def blocks() -> Iterator[NDArray[np.float16]]:
+            for part, block in self._raw_blocks():
+                index.append(part)
+                yield block
+
+        mean, sd = moments(blocks())
         # A channel that hardly varies must not be blown up.
-        sd = np.sqrt(np.maximum(squares / count - mean**2, 0)).clip(SMALLEST_SD)
+        sd = sd.clip(SMALLEST_SD)
         return Statistics(np.sort(np.concatenate(index)), mean.astype(np.float32), sd.astype(np.float32))
 
     def blocks(self) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float16], NDArray[np.float16]]]:
