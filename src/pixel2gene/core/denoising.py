@@ -29,6 +29,8 @@ PARTS = 5
 LEAST_UNITS, LEAST_GENES = 20, 3
 # To learn it from.
 ENOUGH_UNITS = 2_000
+# Of fewer units that share a block, as spots of two captures do by chance, pairs do not speak for the others.
+TOGETHER = 0.1
 # A count may be expected to be so much rarer by other genes.
 RAREST = 0.02
 SMALLEST = 1e-8
@@ -134,7 +136,7 @@ def denoise_counts(
     shape = gamma_shape(some, unseen)
     with_other_genes, foretold, among = _other_genes(sources, unseen, shape, np.lexsort(centres[rows].T), seed)
     block = around.block[rows]
-    if len(np.unique(block)) < len(block):
+    if (np.bincount(block)[block] > 1).mean() > TOGETHER:
         expected_sd = np.sqrt(expected * misfit(some, unseen, shape, block).astype(np.float32))
     else:
         expected_sd = expected * np.sqrt(misfit_of_seen(some, expected[rows], unseen, foretold)).astype(np.float32)
