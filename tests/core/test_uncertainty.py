@@ -66,11 +66,14 @@ def test_genes_of_few_counts_go_with_the_others():
     np.testing.assert_allclose(found, 0.25, rtol=0.3)
 
 
-def test_without_shared_blocks_all_that_differs_is_truth():
+@pytest.mark.parametrize("together", [0, 200])
+def test_where_few_units_share_a_block_all_that_differs_is_truth(together):
+    block = np.arange(len(BLOCK))
+    block[:together] //= 2
     counts, mean = planted(np.ones(3), 2.0)
     shape = gamma_shape(counts, mean)
     expected = mean.mean(axis=0) / shape
-    np.testing.assert_allclose(misfit(counts, mean, shape, np.arange(len(mean))), expected, rtol=1e-5)
+    np.testing.assert_allclose(misfit(counts, mean, shape, block), expected, rtol=1e-5)
 
 
 def test_a_gene_that_no_shared_block_measured_is_as_uncertain_as_its_counts():

@@ -15,7 +15,14 @@ from pixel2gene.core.neighbours import Neighbours
 from pixel2gene.core.other_genes import fit_factors
 from pixel2gene.core.posterior import gamma_poisson_posterior
 from pixel2gene.core.regression import Measurement, predicted_counts
-from pixel2gene.core.uncertainty import gamma_shape, gene_blocks, misfit, misfit_of_seen, whole_blocks
+from pixel2gene.core.uncertainty import (
+    gamma_shape,
+    gene_blocks,
+    misfit,
+    misfit_of_seen,
+    share_blocks,
+    whole_blocks,
+)
 
 # Standard deviations of the Gaussian over the neighbours, in superpixels.
 WIDTHS = (1.5, 3.0, 6.0, 12.0, 24.0)
@@ -29,8 +36,6 @@ PARTS = 5
 LEAST_UNITS, LEAST_GENES = 20, 3
 # To learn it from.
 ENOUGH_UNITS = 2_000
-# Of fewer units that share a block, as spots of two captures do by chance, pairs do not speak for the others.
-TOGETHER = 0.1
 # A count may be expected to be so much rarer by other genes.
 RAREST = 0.02
 SMALLEST = 1e-8
@@ -136,7 +141,7 @@ def denoise_counts(
     shape = gamma_shape(some, unseen)
     with_other_genes, foretold, among = _other_genes(sources, unseen, shape, np.lexsort(centres[rows].T), seed)
     block = around.block[rows]
-    if (np.bincount(block)[block] > 1).mean() > TOGETHER:
+    if share_blocks(block):
         expected_sd = np.sqrt(expected * misfit(some, unseen, shape, block).astype(np.float32))
     else:
         expected_sd = expected * np.sqrt(misfit_of_seen(some, expected[rows], unseen, foretold)).astype(np.float32)

@@ -17,6 +17,8 @@ from pixel2gene.core.regression import Measurement, predicted_counts
 
 # Variance of the truth in relation to the square of its mean level: nearly none, to where next to nothing is known.
 MISFITS = np.geomspace(1e-4, 10, 61)
+# Of fewer units that share a block, as spots of two captures do by chance, pairs do not speak for the others.
+TOGETHER = 0.1
 # Units that suffice to tell.
 SAMPLE = 20_000
 # Values of a dense array of (units, genes), at most.
@@ -90,7 +92,7 @@ def misfit(
     """Variance of the truth around its expectation, as a multiple of that.
 
     Each unit of a block has its own noise, but what is missed of the truth is about the same in all, so that the
-    products of their residuals tell its variance. Where no two units share a block, all that differs counts as truth.
+    products of their residuals tell its variance. Where hardly any share a block, all that differs counts as truth.
     Units of which nothing is expected, as where a gene was not measured, do not count.
 
     Parameters
@@ -108,6 +110,8 @@ def misfit(
     """
     level = mean.sum(axis=0, dtype=np.float64) / np.maximum((mean > 0).sum(axis=0), 1)
     result: NDArray[np.float64] = level / shape
+    if not share_blocks(block):
+        return result
     expected = pairs(np.sqrt(mean), block)
     known = expected > 0
     if not known.any():
@@ -117,6 +121,11 @@ def misfit(
     relative = pairs(counts - mean, block)[known] / (expected[known] * level[known])
     result[known] = level[known] * (MISFITS @ posterior(-np.square(relative - MISFITS[:, None]) / (2 * noise)))
     return result
+
+
+def share_blocks(block: NDArray[np.integer]) -> bool:
+    """Whether so many units share their block that pairs speak for all; `block` is (units,)."""
+    return bool((np.bincount(block)[block] > 1).mean() > TOGETHER)
 
 
 def misfit_of_seen(
