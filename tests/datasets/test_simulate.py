@@ -12,6 +12,7 @@ from spatialdata.transformations import get_transformation
 
 from pixel2gene.datasets._paint import paint
 from pixel2gene.datasets._simulate import _painted_tissue, simulate
+from pixel2gene.spatial.grid import superpixel_grid
 
 SMALL = {"size": (640, 768), "n_genes": 60}
 PLATFORMS = {"visium_hd": "square_008um", "visium": "spots", "xenium": "cells"}
@@ -368,6 +369,13 @@ class TestOverAnImage:
         assert ratio.shape[1] > 100
         assert (ratio - ratio.mean(0)).std() < 0.02
         assert whole["counts"].var["mean"].sum() == pytest.approx(40, rel=1e-4)
+
+    @pytest.mark.parametrize(("pixels", "mpp"), [(128, 0.688), (129, 0.5), (150, 8 / 15)])
+    def test_truth_has_all_superpixels(self, pixels: int, mpp: float) -> None:
+        """Also a last one too narrow for the centre of a pixel."""
+        image = np.random.default_rng(0).integers(120, 255, (3, pixels, pixels + 5), np.uint8)
+        slide = simulate(image=image, mpp=mpp, n_genes=3)
+        assert slide["truth"].shape[1:] == superpixel_grid(slide, "he", mpp).shape
 
     def test_axes_order_and_regions(self, picture: np.ndarray) -> None:
         first, last = (simulate(image=p, n_genes=5) for p in (picture, picture.transpose(1, 2, 0)))

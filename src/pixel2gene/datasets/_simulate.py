@@ -345,7 +345,8 @@ def _channels_first(image: np.ndarray) -> np.ndarray:
 
 
 def _grid_shape(shape: tuple[int, ...], mpp: float) -> tuple[int, int]:
-    height, width = (int(np.ceil(n * mpp / SUPERPIXEL_UM)) for n in shape)
+    """Rows and columns of the superpixel grid over an image, with its hair of tolerance."""
+    height, width = (int(np.ceil(n * mpp / SUPERPIXEL_UM - 1e-6)) for n in shape)
     return height, width
 
 
@@ -465,7 +466,8 @@ def _image_features(picture: np.ndarray, mpp: float) -> tuple[np.ndarray, pd.Dat
 
     Works through bands of rows that overlap, so that a large slide never lies in memory as floating point.
     """
-    rows, cols = (_first_pixels(n, mpp) for n in picture.shape[1:])
+    sizes = zip(picture.shape[1:], _grid_shape(picture.shape[1:], mpp), strict=True)
+    rows, cols = (_first_pixels(pixels, superpixels, mpp) for pixels, superpixels in sizes)
     halo = int(np.ceil(20 / mpp))
     unmix = np.linalg.pinv(np.stack([HAEMATOXYLIN, EOSIN])).astype(np.float32)
     bands, tables = [], []
@@ -493,9 +495,13 @@ def _image_features(picture: np.ndarray, mpp: float) -> tuple[np.ndarray, pd.Dat
     return np.concatenate(bands, axis=1), pd.DataFrame({"x": x, "y": y, "radius": 3.2 / mpp})
 
 
-def _first_pixels(n: int, mpp: float) -> np.ndarray:
-    """First pixel of each superpixel along an axis; a pixel belongs where its centre lies."""
-    return np.unique(((np.arange(n) + 0.5) * mpp / SUPERPIXEL_UM).astype(int), return_index=True)[1]
+def _first_pixels(pixels: int, superpixels: int, mpp: float) -> np.ndarray:
+    """First pixel of each superpixel along an axis; a pixel belongs where its centre lies.
+
+    A last superpixel too narrow for a centre has the last pixel.
+    """
+    first = np.ceil(np.arange(superpixels) * SUPERPIXEL_UM / mpp - 0.5).astype(int)
+    return np.minimum(first, pixels - 1)
 
 
 # --- expression --------------------------------------------------------------------------------------------------
