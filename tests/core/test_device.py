@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -34,3 +37,20 @@ def test_products_are_quick_only_for_a_while():
         assert torch.get_float32_matmul_precision() == "medium"
         raise KeyboardInterrupt
     assert torch.get_float32_matmul_precision() == before
+
+
+@pytest.mark.skipif(not hasattr(torch.backends, "fp32_precision"), reason="this torch has no precision by backend")
+def test_a_precision_chosen_by_backend_is_left_as_it_is():
+    """In a process of its own: torch does not forget that it was chosen so."""
+    code = """
+import torch
+from pixel2gene.core.device import quick_products
+with quick_products():
+    pass
+torch.backends.cuda.matmul.fp32_precision = "tf32"
+with quick_products():
+    assert torch.backends.cuda.matmul.fp32_precision == "tf32"
+    assert (torch.ones(2, 2) @ torch.ones(2, 2)).sum() == 8
+assert torch.backends.cuda.matmul.fp32_precision == "tf32"
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
