@@ -22,10 +22,10 @@ from spatialdata.models import Image2DModel, Labels2DModel, PointsModel, ShapesM
 from spatialdata.transformations import BaseTransformation, Identity, Scale, Sequence
 
 from pixel2gene.core.arguments import require_whole
+from pixel2gene.spatial.grid import SUPERPIXEL_UM, grid_shape
 
 from ._paint import CELL_TYPES, COMPARTMENTS, EOSIN, GLASS, HAEMATOXYLIN, LAYOUT_UM, Painting, paint, smooth_field
 
-SUPERPIXEL_UM = 8.0
 XENIUM_UM = 0.2125
 SPOT_UM, PITCH_UM = 55.0, 100.0
 
@@ -344,15 +344,9 @@ def _channels_first(image: np.ndarray) -> np.ndarray:
     return image if image.shape[0] == 3 else np.ascontiguousarray(image.transpose(2, 0, 1))
 
 
-def _grid_shape(shape: tuple[int, ...], mpp: float) -> tuple[int, int]:
-    """Rows and columns of the superpixel grid over an image, with its hair of tolerance."""
-    height, width = (int(np.ceil(n * mpp / SUPERPIXEL_UM - 1e-6)) for n in shape)
-    return height, width
-
-
 def _region(measured: float | np.ndarray, shape: tuple[int, ...], mpp: float) -> Callable[[np.ndarray], np.ndarray]:
     """Tell of points (..., 2) as x, y in pixels whether they are on the slide and measured."""
-    grid = _grid_shape(shape, mpp)
+    grid = grid_shape(shape, mpp)
     if isinstance(measured, np.ndarray):
         if measured.dtype != bool or measured.shape != grid:
             raise ValueError(
@@ -413,7 +407,7 @@ def _painted_tissue(painting: Painting) -> _Tissue:
 
 def _pictured_tissue(picture: np.ndarray, mpp: float, biology: int) -> _Tissue:
     """Read amounts of cells and context off an H&E, the same function of the picture on every slide."""
-    if min(_grid_shape(picture.shape[1:], mpp)) < 8:
+    if min(grid_shape(picture.shape[1:], mpp)) < 8:
         raise ValueError(
             f"image covers {picture.shape[1] * mpp:.0f} × {picture.shape[2] * mpp:.0f} µm: "
             "give at least 64 µm a side, or correct mpp."
@@ -466,7 +460,7 @@ def _image_features(picture: np.ndarray, mpp: float) -> tuple[np.ndarray, pd.Dat
 
     Works through bands of rows that overlap, so that a large slide never lies in memory as floating point.
     """
-    sizes = zip(picture.shape[1:], _grid_shape(picture.shape[1:], mpp), strict=True)
+    sizes = zip(picture.shape[1:], grid_shape(picture.shape[1:], mpp), strict=True)
     rows, cols = (_first_pixels(pixels, superpixels, mpp) for pixels, superpixels in sizes)
     halo = int(np.ceil(20 / mpp))
     unmix = np.linalg.pinv(np.stack([HAEMATOXYLIN, EOSIN])).astype(np.float32)

@@ -58,13 +58,19 @@ class Grid:
         return np.where(mask, np.arange(1, self.size + 1).reshape(self.shape), 0)
 
 
+def grid_shape(pixels: tuple[int, ...], mpp: float) -> tuple[int, int]:
+    """Rows and columns of superpixels over an image of that height and width."""
+    # A hair of tolerance, so that 2048 px of 0.5 µm are 128 superpixels whatever the rounding.
+    rows, columns = (math.ceil(side / (SUPERPIXEL_UM / mpp) - 1e-6) for side in pixels)
+    return rows, columns
+
+
 def superpixel_grid(sdata: SpatialData, image_key: str, mpp: float) -> Grid:
     """Lay the grid of 8 µm superpixels over an image of `mpp` µm per full-resolution pixel."""
     image = get_element(sdata, image_key, "images")
     full = raster_levels(image)[0]
     factor = SUPERPIXEL_UM / mpp
-    # A hair of tolerance, so that 2048 px of 0.5 µm are 128 superpixels whatever the rounding.
-    shape = (math.ceil(full.sizes["y"] / factor - 1e-6), math.ceil(full.sizes["x"] / factor - 1e-6))
+    shape = grid_shape((full.sizes["y"], full.sizes["x"]), mpp)
     scale = Scale([factor, factor], axes=("x", "y"))
     transformations = {
         name: Sequence([scale, transformation])
