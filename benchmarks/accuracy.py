@@ -61,7 +61,7 @@ import pixel2gene as p2g
 from pixel2gene.core import regression
 from pixel2gene.core.device import choose_device
 from pixel2gene.core.ensemble import Ensemble
-from pixel2gene.core.outputs import choose_outputs, leading_genes
+from pixel2gene.core.outputs import finish, leading_genes
 
 TASKS = ("fill half", "fill blocks", "denoise", "new slide")
 NO_RIVALS = ("default", "oracle")
@@ -381,7 +381,7 @@ def _trajectory(data: Training, looks: int) -> pd.DataFrame:
     rows: list[Row] = []
 
     def look(network: Ensemble) -> None:
-        stopped = choose_outputs(network, lead, measured, recipe, device, data.seed)
+        stopped = finish(network, lead, measured, recipe, device, data.seed).network
         rate = regression.predict_rates(stopped, slide.features, genes, device)[0]
         scores = {name: mean_pearson(pearson(rate[part], truth[name])) for name, part in parts.items()}
         rows.append({"look": len(rows) + 1, **scores})

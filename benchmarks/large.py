@@ -12,6 +12,7 @@ import pandas as pd
 import shapely
 import xarray as xr
 from scipy.sparse import csr_matrix, vstack
+from scipy.spatial import cKDTree
 from spatialdata import SpatialData
 from spatialdata.models import Image2DModel, ShapesModel, TableModel
 from spatialdata.transformations import Identity, Scale
@@ -120,6 +121,68 @@ def embedded_slide(
     return sdata, _add_bins(sdata, values, index, n_genes, counts_per_bin) if n_genes else None
 
 
+def rare_slide(side: int, n_genes: int, *, spots: bool = False, seed: int = 0) -> SpatialData:
+    """Slide of `side` x `side` superpixels that all differ, of a few common and many rare morphologies.
+
+    Regions have morphologies whose shares fall as 1 / rank. Each lies elsewhere in the space of the embedding, the rare
+    ones farther off and with heavier tails, and has programmes of its own; each tenth gene is a marker of one of the
+    rare ones, some hundred times as high there.
+    """
+    rng = np.random.default_rng(seed)
+    kinds, width, channels = 200, 24, 549
+    sdata = large_image(round(8 / MPP) * side)
+    grid = superpixel_grid(sdata, "he", MPP)
+    row, column = np.indices((side, side)).reshape(2, -1)
+    centres = rng.random((6 * kinds, 2)) * side
+    region = cKDTree(centres).query(np.stack([row, column], axis=1) + rng.normal(0, 2, (side**2, 2)))[1]
+    share = 1 / np.arange(1, kinds + 1)
+    kind = rng.choice(kinds, len(centres), p=share / share.sum())[region]
+    place = rng.standard_t(3, (kinds, width)) * np.linspace(0.5, 4, kinds)[:, None]
+    factors = (place[kind] + rng.standard_t(4, (side**2, width)) * 0.5).astype(np.float32)
+    mixing = rng.normal(0, 1 / np.sqrt(width), (width, channels)).astype(np.float32)
+    values = np.empty((channels, side, side), np.float16)
+    for start in range(0, side, 64):
+        rows = slice(start * side, min(start + 64, side) * side)
+        some = factors[rows] @ mixing
+        some += rng.standard_normal(some.shape, np.float32) * 0.3
+        values[:, start : start + 64] = some.T.reshape(channels, -1, side)
+    names = [f"channel{i}" for i in range(channels)]
+    sdata["he_embedding"] = image_element(da.from_array(values, chunks=(-1, TILE, TILE)), grid, names)
+    sdata.attrs[RECORDS] = {
+        "he_embedding": {
+            "verb": "embed",
+            "image_key": "he",
+            "mpp": MPP,
+            "fingerprint": fingerprint(open_image(sdata, "he")),
+            "encoder": {"name": "made up", "channels": channels, "mpp": MPP, "superpixel_um": 8.0},
+        }
+    }
+
+    loadings = rng.normal(0, 0.12, (width, n_genes)).astype(np.float32)
+    rate = np.exp((6 * np.tanh(factors / 6) @ loadings).clip(-6, 6)) * np.exp(rng.normal(-2, 1.5, n_genes))
+    for gene in range(0, n_genes, 10):
+        rate[:, gene] *= np.where(kind == rng.integers(20, kinds), 100, 0.3)
+    if spots:
+        _add_spots(sdata, rate, side, rng)
+    else:
+        _add_table(sdata, csr_matrix(rng.poisson(rate).astype(np.float32)), side)
+    return sdata
+
+
+def _add_spots(sdata: SpatialData, rate: np.ndarray, side: int, rng: np.random.Generator) -> None:
+    """Of 55 µm, 100 µm apart."""
+    pitch, radius = 12.5, 55 / 16
+    y, x = (axis.ravel() for axis in np.meshgrid(*2 * [np.arange(pitch, side - pitch, pitch)], indexing="ij"))
+    row, column = np.indices((side, side)).reshape(2, -1)
+    near = cKDTree(np.stack([row, column], axis=1) + 0.5).query_ball_point(np.stack([y, x], axis=1), radius)
+    counts = rng.poisson(np.stack([rate[some].sum(axis=0) for some in near]))
+    shapes = gpd.GeoDataFrame({"radius": np.full(len(x), radius * 8 / MPP)}, geometry=shapely.points(x * 16, y * 16))
+    sdata["spots"] = ShapesModel.parse(shapes, transformations={"global": Identity()})
+    table = ad.AnnData(csr_matrix(counts.astype(np.float32)), var=pd.DataFrame(index=_names(rate.shape[1])))
+    table.obs["region"], table.obs["instance_id"] = pd.Categorical(["spots"] * len(x)), np.arange(len(x))
+    sdata["counts"] = TableModel.parse(table, region="spots", region_key="region", instance_key="instance_id")
+
+
 def _add_bins(sdata: SpatialData, values: np.ndarray, index: np.ndarray, n_genes: int, counts_per_bin: float) -> Truth:
     rng = np.random.default_rng(0)
     flat = values.reshape(len(values), -1).T.astype(np.float32)
@@ -132,22 +195,31 @@ def _add_bins(sdata: SpatialData, values: np.ndarray, index: np.ndarray, n_genes
     rate = np.exp(np.tanh(scores / 2) @ loadings) * (level / level.sum() * counts_per_bin)
     place = (index[:, None] * values.shape[2] + index).ravel()
     parts = [csr_matrix(_poisson(rate[place[start : start + _ROWS]], rng)) for start in range(0, len(place), _ROWS)]
-    side, step = len(index), 8 / MPP
+    _add_table(sdata, vstack(parts, format="csr"), len(index))
+    return Truth(rate, place)
+
+
+def _add_table(sdata: SpatialData, counts: csr_matrix, side: int) -> None:
+    """Bins on all superpixels, with their counts."""
+    step = 8 / MPP
     row, column = np.indices((side, side)).reshape(2, -1)
     boxes = shapely.box(column * step, row * step, (column + 1) * step, (row + 1) * step)
     transformations = {"global": Identity(), "micrometers": Scale([MPP, MPP], axes=("x", "y"))}
     sdata["bins"] = ShapesModel.parse(gpd.GeoDataFrame(geometry=boxes), transformations=transformations)
     table = ad.AnnData(
-        vstack(parts, format="csr"),
+        counts,
         obs=pd.DataFrame(
             {"array_row": row, "array_col": column, "region": pd.Categorical(["bins"] * len(row))},
             index=np.arange(len(row)).astype(str),
         ),
-        var=pd.DataFrame(index=[f"GENE{i}" for i in range(n_genes)]),
+        var=pd.DataFrame(index=_names(counts.shape[1])),
     )
     table.obs["instance_id"] = np.arange(len(row))
     sdata["counts"] = TableModel.parse(table, region="bins", region_key="region", instance_key="instance_id")
-    return Truth(rate, place)
+
+
+def _names(n_genes: int) -> list[str]:
+    return [f"GENE{i}" for i in range(n_genes)]
 
 
 def _poisson(rate: np.ndarray, rng: np.random.Generator) -> csr_matrix:

@@ -11,7 +11,7 @@ from scipy.sparse import csr_array
 
 from pixel2gene.core import denoising as module
 from pixel2gene.core import uncertainty
-from pixel2gene.core.denoising import PRIOR_COUNTS, WIDTHS, Gaps, Sources, denoise_counts
+from pixel2gene.core.denoising import PRIOR_COUNTS, WIDTHS, Sources, denoise_counts
 from pixel2gene.core.neighbours import Neighbours
 from pixel2gene.core.regression import Measurement
 
@@ -42,7 +42,7 @@ def error(found, truth):
 def denoise(monkeypatch):
     """Denoise with planted expectations in the place of a network's."""
 
-    def denoise(counts, histology, centres=CENTRES, unseen=None, apart=None, gaps=None, undisturbed=None):
+    def denoise(counts, histology, centres=CENTRES, unseen=None, apart=None, undisturbed=None):
         calls = []
 
         def predicted(network, data, device, *, held_out, genes=None):
@@ -66,9 +66,7 @@ def denoise(monkeypatch):
         )
         plain = None if undisturbed is None else replace(data, patch=data.patch)
         denoise.calls = calls
-        none = Gaps(np.empty((0, 2)), np.empty((0, counts.shape[1]), np.float32))
-        gaps = none if gaps is None else gaps
-        return denoise_counts(None, data, plain or data, centres, gaps, torch.device("cpu"), 0)
+        return denoise_counts(None, data, plain or data, centres, torch.device("cpu"), 0)
 
     return denoise
 
@@ -330,6 +328,23 @@ def test_what_the_platform_did_is_undone(denoise):
     assert (correlation(result.expected, truth) > 0.98).all()
 
 
+def elsewhere(result, centres, histology):
+    """Some genes at a time."""
+    histology = histology.astype(np.float32)
+    parts = [slice(0, 2), slice(2, GENES)]
+    return np.concatenate([result.elsewhere.at(centres, histology[:, some], some) for some in parts], axis=1)
+
+
+def test_denoised_counts_add_up_to_the_counts(denoise):
+    """Also where histology is off by a factor, and where most is noise."""
+    rng = np.random.default_rng(19)
+    histology = 0.3 * field(rng, 2, 0.4) * np.geomspace(0.2, 5, GENES)
+    counts = rng.poisson(0.3 * field(rng, 8, 0.8))
+    result = denoise(counts, histology)
+    for values in (result.mean, result.expected):
+        np.testing.assert_allclose(values.sum(axis=0, dtype=np.float64), counts.sum(axis=0), rtol=0.01)
+
+
 def test_gaps_are_filled_as_units_are(denoise):
     """Units that were left out have about what they are expected to have when they are there."""
     rng = np.random.default_rng(9)
@@ -337,12 +352,12 @@ def test_gaps_are_filled_as_units_are(denoise):
     truth = histology * field(rng, 8, 0.8)
     counts = rng.poisson(truth)
     there = rng.random(UNITS) < 0.7
-    left_out = Gaps(CENTRES[~there], histology[~there].astype(np.float32))
-    result = denoise(counts[there], histology[there], CENTRES[there], gaps=left_out)
-    assert result.gaps.shape == ((~there).sum(), GENES) and result.gaps.dtype == np.float32
-    assert (error(result.gaps, truth[~there]) < 0.7 * error(histology[~there], truth[~there])).all()
+    result = denoise(counts[there], histology[there], CENTRES[there])
+    filled = elsewhere(result, CENTRES[~there], histology[~there])
+    assert filled.shape == ((~there).sum(), GENES) and filled.dtype == np.float32
+    assert (error(filled, truth[~there]) < 0.7 * error(histology[~there], truth[~there])).all()
     # As good as for units whose own counts are not used.
-    assert (error(result.gaps, truth[~there]) < 1.2 * error(result.expected, truth[there])).all()
+    assert (error(filled, truth[~there]) < 1.2 * error(result.expected, truth[there])).all()
 
 
 @pytest.mark.parametrize("far", [0.0, 4000.0])
@@ -350,8 +365,7 @@ def test_gaps_far_from_any_unit_have_what_histology_expects(denoise, far):
     rng = np.random.default_rng(10)
     histology = 4 * field(rng, 2, 0.4)
     counts = rng.poisson(3 * histology)
-    gaps = Gaps(CENTRES[:5] + far, histology[:5].astype(np.float32))
-    ratio = denoise(counts, histology, gaps=gaps).gaps / histology[:5]
+    ratio = elsewhere(denoise(counts, histology), CENTRES[:5] + far, histology[:5]) / histology[:5]
     np.testing.assert_allclose(ratio, 1 if far else 3, rtol=1e-4 if far else 0.25)
 
 

@@ -14,7 +14,7 @@ from pixel2gene.core.ensemble import Ensemble
 from pixel2gene.core.neighbours import Neighbours
 from pixel2gene.core.other_genes import fit_factors
 from pixel2gene.core.posterior import gamma_poisson_posterior
-from pixel2gene.core.regression import Measurement, predicted_counts
+from pixel2gene.core.regression import EMPTY_GENE_COUNTS, Measurement, predicted_counts
 from pixel2gene.core.uncertainty import (
     gamma_shape,
     gene_blocks,
@@ -53,39 +53,53 @@ class Denoised:
         (units, genes) expected count of each unit, given what is expected of it and its own count.
     expected, expected_sd
         (units, genes) what histology and neighbours expect, and how far the truth may lie from it.
-    gaps
-        (places, genes) what histology and neighbours expect where nothing was measured.
     histology, neighbours, own
         (genes,) weights of the three in `mean`, averaged over the units; own counts are those of all genes.
     shape
         (genes,) of the gamma distribution of a unit around what is expected of it, its other genes given.
+    elsewhere
+        What is expected where nothing was measured.
     """
 
     mean: NDArray[np.float32]
     sd: NDArray[np.float32]
     expected: NDArray[np.float32]
     expected_sd: NDArray[np.float32]
-    gaps: NDArray[np.float32]
     histology: NDArray[np.float64]
     neighbours: NDArray[np.float64]
     own: NDArray[np.float64]
     shape: NDArray[np.float64]
+    elsewhere: Elsewhere
 
 
 @dataclass(frozen=True)
-class Gaps:
-    """Places among the units where nothing was measured.
+class Elsewhere:
+    """What histology and neighbours expect where nothing was measured, some genes at a time.
 
     Attributes
     ----------
-    centres
-        (places, 2) x and y in grid coordinates.
-    histology
-        (places, genes) counts that the H&E lets expect there.
+    sources
+        Counts, and what the H&E lets expect of them.
+    weight
+        (candidates, genes) how far each way to expect them is believed.
     """
 
-    centres: NDArray[np.floating]
-    histology: NDArray[np.float32]
+    sources: Sources
+    weight: NDArray[np.float64]
+
+    def at(self, centres: NDArray[np.floating], histology: NDArray[np.float32], genes: slice) -> NDArray[np.float32]:
+        """(places, genes) expected counts.
+
+        Parameters
+        ----------
+        centres
+            (places, 2) x and y in grid coordinates.
+        histology
+            (places, some genes) counts that the H&E lets expect there.
+        genes
+            Which genes these are.
+        """
+        return _mixture(self.sources.elsewhere(centres, histology, genes), self.weight[:, genes])[0]
 
 
 def denoise_counts(
@@ -93,14 +107,14 @@ def denoise_counts(
     data: Measurement,
     undisturbed: Measurement,
     centres: NDArray[np.floating],
-    gaps: Gaps,
     device: torch.device,
     seed: int,
 ) -> Denoised:
     """Weigh histology, neighbours and own counts against one another, gene by gene.
 
     The weights are those that best predict units which neither the member that predicts them nor the sum over the
-    neighbours has seen; genes of few counts lean on the others.
+    neighbours has seen; genes of few counts lean on the others. Both results add up to the counts of each gene: what a
+    mean of ratios gains, as that of the neighbours is, is taken out again.
 
     Parameters
     ----------
@@ -113,8 +127,6 @@ def denoise_counts(
         itself where it did nothing.
     centres
         (units, 2) x and y in grid coordinates.
-    gaps
-        To fill, at the depth of `undisturbed`.
     device
         Where to compute.
     seed
@@ -133,11 +145,10 @@ def denoise_counts(
     counts, some = sources.counts, sources.counts[rows]
     weight = posterior(_log_likelihoods(sources, gamma_shape(some, sources.unseen)))
     expected, unseen, neighbours = np.empty_like(counts), np.empty_like(some), np.empty(counts.shape[1])
-    filled = np.empty_like(gaps.histology)
     for genes in gene_blocks(*counts.shape):
         expected[:, genes], neighbours[genes] = _mixture(sources.candidates(genes), weight[:, genes])
         unseen[:, genes], _ = _mixture(sources.candidates(genes, held_out=True), weight[:, genes])
-        filled[:, genes], _ = _mixture(sources.elsewhere(gaps, genes), weight[:, genes])
+    expected *= _level(counts, expected)
     shape = gamma_shape(some, unseen)
     with_other_genes, foretold, among = _other_genes(sources, unseen, shape, np.lexsort(centres[rows].T), seed)
     block = around.block[rows]
@@ -151,6 +162,9 @@ def denoise_counts(
         prior = with_other_genes(counts[units], expected[units])
         mean[units], sd[units] = gamma_poisson_posterior(counts[units], prior, among)
         trusted += (among / (prior + among)).sum(axis=0) / len(counts)
+    own_level = _level(counts, mean)
+    mean *= own_level
+    sd *= own_level
     # What other genes foretell narrows what a unit has for itself.
     own = 1 - np.minimum(shape / among, 1) * trusted
     weights = ((1 - own) * (1 - neighbours), (1 - own) * neighbours, own)
@@ -158,7 +172,14 @@ def denoise_counts(
         plain = predicted_counts(network, undisturbed, device, held_out=False)
         undone: NDArray[np.float32] = (plain / np.maximum(sources.histology, SMALLEST)).astype(np.float32)
         mean, sd, expected, expected_sd = (values * undone for values in (mean, sd, expected, expected_sd))
-    return Denoised(mean, sd, expected, expected_sd, filled, *weights, among)
+    return Denoised(mean, sd, expected, expected_sd, *weights, among, Elsewhere(sources, weight))
+
+
+def _level(counts: NDArray[np.float32], expected: NDArray[np.float32]) -> NDArray[np.float32]:
+    """(genes,) counts of all units over what is expected of them; of few counts, nearer to 1."""
+    counted, total = (values.sum(axis=0, dtype=np.float64) + EMPTY_GENE_COUNTS for values in (counts, expected))
+    level: NDArray[np.float32] = (counted / total).astype(np.float32)
+    return level
 
 
 @dataclass(frozen=True)
@@ -211,12 +232,11 @@ class Sources:
             ],
         )
 
-    def elsewhere(self, gaps: Gaps, genes: slice) -> Iterator[Candidate]:
-        """As `candidates`, at places where nothing was measured."""
+    def elsewhere(self, centres: NDArray[np.floating], base: NDArray[np.float32], genes: slice) -> Iterator[Candidate]:
+        """As `candidates`, at (places, 2) centres where nothing was measured, and the H&E lets expect `base`."""
         counts, histology = self.counts[:, genes], self.histology[:, genes]
         return _with_neighbours(
-            gaps.histology[:, genes],
-            lambda width: [self.around.sums_at(gaps.centres, values, width) for values in (counts, histology)],
+            base, lambda width: [self.around.sums_at(centres, values, width) for values in (counts, histology)]
         )
 
 

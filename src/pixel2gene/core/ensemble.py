@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -14,14 +15,18 @@ from torch import Tensor, nn
 
 from pixel2gene.core.moments import moments
 
-# Standardised features beyond this many standard deviations are cut, so that unseen colours cannot run away in exp().
+# Standardised features beyond this many standard deviations are cut, so that unseen colours cannot run away in exp();
+# so are last hidden units beyond what all but a few of a whole slide have.
 FEATURE_LIMIT = 6.0
+LATENT_LIMIT = 20.0
 SMALLEST_SD = 1e-3
 # Of the embedding, of which more than that is not held in double precision.
 ROWS = 4_096
 LEAK = 0.1
 ELU = 0.01
 LOG2_E = math.log2(math.e)
+# What not every ensemble has.
+OPTIONAL = {"held_out_weight", "held_out_bias", "log_ceiling"}
 
 
 @dataclass(frozen=True)
@@ -53,12 +58,22 @@ class Ensemble(nn.Module):
 
     Every member is a multilayer perceptron; `features` are standardised with the training mean and standard deviation
     first.
+
+    Attributes
+    ----------
+    held_out_weight, held_out_bias
+        Last layer by which each member predicts what was held out of it, see `held_out`; None where it has one only.
+    log_ceiling
+        (genes,) log of the highest rate that is believed, see `pixel2gene.core.ceiling`; None where there is none.
     """
 
     feature_mean: Tensor
     feature_sd: Tensor
     scale: Tensor
     offset: Tensor
+    held_out_weight: Tensor | None
+    held_out_bias: Tensor | None
+    log_ceiling: Tensor | None
 
     def __init__(self, architecture: Architecture, generator: torch.Generator | None = None) -> None:
         super().__init__()
@@ -71,6 +86,9 @@ class Ensemble(nn.Module):
             )
             self.weights.append(nn.Parameter(weight))
             self.biases.append(nn.Parameter(torch.zeros(architecture.members, 1, fan_out)))
+        self.register_buffer("held_out_weight", None)
+        self.register_buffer("held_out_bias", None)
+        self.register_buffer("log_ceiling", None)
         self.register_buffer("feature_mean", torch.zeros(architecture.channels))
         self.register_buffer("feature_sd", torch.ones(architecture.channels))
         if architecture.link == "elu":
@@ -84,20 +102,44 @@ class Ensemble(nn.Module):
         )
         state, last = self.state_dict(), len(self.weights) - 1
         own = {"weights.0": state[f"weights.{last}"], "biases.0": state[f"biases.{last}"]}
-        own |= {name: state[name] for name in ("scale", "offset") if name in state}
-        head.load_state_dict(head.state_dict() | own)
+        own |= {name: state[name] for name in ("scale", "offset", "log_ceiling") if name in state}
+        head.load_state(head.state_dict() | own)
         return head.to(self.feature_mean.device).eval()
 
     def of_genes(self, genes: NDArray[np.intp]) -> Ensemble:
         """Copy with the outputs at some positions only."""
         part = Ensemble(replace(self.architecture, genes=len(genes)))
-        state = dict(self.state_dict())
         last = len(self.weights) - 1
-        for name in (f"weights.{last}", f"biases.{last}", "scale", "offset"):
-            if name in state:
-                state[name] = state[name][..., genes]
-        part.load_state_dict(state)
+        of_gene = {f"weights.{last}", f"biases.{last}", "scale", "offset", *OPTIONAL}
+        part.load_state(
+            {name: value[..., genes] if name in of_gene else value for name, value in self.state_dict().items()}
+        )
         return part.to(self.feature_mean.device).train(self.training)
+
+    def load_state(self, state: Mapping[str, Tensor], *, assign: bool = False) -> None:
+        """As `load_state_dict`, also of what not every ensemble has."""
+        for name in OPTIONAL & state.keys():
+            setattr(self, name, state[name].detach().clone())
+        self.load_state_dict(state, assign=assign)
+
+    def optional(self) -> list[Tensor | None]:
+        """What not every ensemble has, genes last."""
+        return [self.held_out_weight, self.held_out_bias, self.log_ceiling]
+
+    def hold_out(self, other: Ensemble) -> None:
+        """Predict what was held out of a member by the last layer of another network from now on."""
+        self.held_out_weight, self.held_out_bias = other.weights[-1].detach(), other.biases[-1].detach()
+
+    def held_out(self) -> Ensemble:
+        """As each member predicts what was held out of it: itself, unless its outputs were fitted to all units."""
+        if self.held_out_weight is None or self.held_out_bias is None:
+            return self
+        other = copy.deepcopy(self)
+        with torch.no_grad():
+            other.weights[-1].copy_(self.held_out_weight)
+            other.biases[-1].copy_(self.held_out_bias)
+        other.held_out_weight = other.held_out_bias = None
+        return other
 
     def standardise_by(self, features: NDArray[np.floating]) -> None:
         """Standardise by the mean and standard deviation of these (n, channels) embeddings from now on."""
@@ -134,7 +176,7 @@ class Ensemble(nn.Module):
     def link(self, output: Tensor, genes: Tensor | None = None) -> Tensor:
         """From outputs, of all genes or those at some positions, to rates."""
         if self.architecture.link == "exp":
-            return output.exp()
+            return (output if self.log_ceiling is None else torch.minimum(output, self._ceiling(genes))).exp()
         scale, offset = (self.scale, self.offset) if genes is None else (self.scale[genes], self.offset[genes])
         rate: Tensor = (F.elu(output, ELU) + ELU) * scale + offset
         return rate
@@ -145,8 +187,26 @@ class Ensemble(nn.Module):
         if self.architecture.link == "exp":
             # Powers of 2 are quicker than exp.
             weight, bias = weight * LOG2_E, bias * LOG2_E
-            return lambda latents: torch.baddbmm(bias, weight, latents).exp2_()
+            if self.log_ceiling is None:
+                return lambda latents: torch.baddbmm(bias, weight, latents).exp2_()
+            most = self._ceiling(genes)[:, None] * LOG2_E
+            return lambda latents: torch.baddbmm(bias, weight, latents).clamp_max_(most).exp2_()
         return lambda latents: self.link(torch.baddbmm(bias, weight, latents).transpose(1, 2), genes).transpose(1, 2)
+
+    def beyond(self, output: Tensor, genes: Tensor | None = None) -> Tensor:
+        """(n, genes) whether the (members, n, genes) output of some member is above what is believed, or no number."""
+        if self.log_ceiling is None or output.shape[1] == 0:
+            return torch.zeros(output.shape[1:], dtype=torch.bool, device=output.device)
+        most = self._ceiling(genes)
+        # A glance first, since it happens to no sound model.
+        if bool((output.amax(dim=(0, 1)) <= most).all()):
+            return torch.zeros(output.shape[1:], dtype=torch.bool, device=output.device)
+        return (~(output <= most)).any(dim=0)
+
+    def _ceiling(self, genes: Tensor | None) -> Tensor:
+        if self.log_ceiling is None:
+            raise TypeError("The ensemble has no ceiling.")
+        return self.log_ceiling if genes is None else self.log_ceiling[genes]
 
     def _layers(self, members: slice, genes: Tensor | None) -> list[tuple[Tensor, Tensor]]:
         """Weights and biases; all members are not sliced, because a slice costs a copy on the way back."""
@@ -161,6 +221,8 @@ class Ensemble(nn.Module):
     def _hidden(self, x: Tensor, layers: list[tuple[Tensor, Tensor]]) -> Tensor:
         for weight, bias in layers:
             x = self._activate(torch.matmul(x, weight) + bias)
+            if weight is layers[-1][0] and self.architecture.link == "exp":
+                x = x.clamp_max(LATENT_LIMIT)
             x = self._dropout(x, self.architecture.dropout)
         return x
 

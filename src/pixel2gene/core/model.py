@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from pixel2gene.core.card import Card, card
+from pixel2gene.core.ceiling import log_ceiling_of_mean
 from pixel2gene.core.ensemble import Architecture, Ensemble
 from pixel2gene.core.errors import first_line
 from pixel2gene.core.lock import locked
@@ -28,7 +29,9 @@ from pixel2gene.core.regression import History, Recipe
 from pixel2gene.core.trust import Familiarity
 from pixel2gene.core.typed import require_types
 
-FORMAT = 2
+FORMAT = 3
+# Format 2 knows no outputs for held-out units apart from the others, and no highest rates.
+READ = (2, FORMAT)
 # What is raised where a file says other things than it should.
 DAMAGED = (ArithmeticError, AttributeError, LookupError, RuntimeError, SafetensorError, TypeError)
 WEIGHTS, CARD = "weights.safetensors", "model.json"
@@ -213,7 +216,7 @@ class Model:
             stored = json.loads((path / CARD).read_text())
             if not isinstance(stored, dict):
                 raise ValueError(f"{CARD} holds no JSON object: copy it again")
-            if (found := stored["format"]) != FORMAT:
+            if (found := stored["format"]) not in READ:
                 raise ValueError(f"it has format {found}, this version of pixel2gene reads {FORMAT}: fit it again")
             if (expected := stored.get("weights_sha256")) not in (None, _sha256(path)):
                 raise ValueError(f"{WEIGHTS} has not the SHA-256 {expected} that it was saved with: copy it again")
@@ -234,6 +237,8 @@ class Model:
             )
             require_types(model)
             _require_consistent(model)
+            if found < FORMAT:
+                _add_ceiling(model)
             return model
         except (*DAMAGED, OSError, ValueError) as error:
             raise ValueError(f"The model at {path} cannot be read: {first_line(error)}.") from error
@@ -297,7 +302,7 @@ def _network(architecture: Architecture, tensors: dict[str, NDArray[Any]]) -> En
     with torch.device("meta"):
         network = Ensemble(architecture)
     own = {name[8:]: torch.from_numpy(value).float() for name, value in tensors.items() if name.startswith("network.")}
-    network.load_state_dict(own, assign=True)
+    network.load_state(own, assign=True)
     return network.eval()
 
 
@@ -307,12 +312,23 @@ def _require_consistent(model: Model) -> None:
         raise ValueError(f"it has {len(model.genes)} genes but {architecture.genes} outputs")
     if len(set(model.genes)) < len(model.genes) or "pearson" not in model.scores:
         raise ValueError("its genes or their scores are not those of a model")
+    if any(value is not None and value.shape[-1] != len(model.genes) for value in model.network.optional()):
+        raise ValueError(
+            f"it has {len(model.genes)} genes, but not as many outputs for held-out units or highest rates"
+        )
     if model.encoder.get("channels") != architecture.channels or not isinstance(model.encoder.get("name"), str):
         raise ValueError(f"its encoder is not one of {architecture.channels} channels")
     if not model.history.step or len(model.history.step) != len(model.history.deviance):
         raise ValueError("its history is not that of a training")
     if any(slide.fold.ndim != 2 or slide.side < 1 for slide in model.slides):
         raise ValueError("its folds are not those of slides")
+
+
+def _add_ceiling(model: Model) -> None:
+    """Bound the rates of a model that was stored when none were."""
+    network = model.network
+    if network.architecture.link == "exp" and "mean_count" in model.scores:
+        network.log_ceiling = log_ceiling_of_mean(model.scores["mean_count"].fillna(0).to_numpy())
 
 
 def _slide(stored: dict[str, Any], fold: NDArray[np.int8]) -> TrainingSlide:

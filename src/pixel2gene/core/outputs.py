@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -10,31 +11,42 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array, diags_array
 from torch import Tensor
 
-from pixel2gene.core.device import quick_products
-from pixel2gene.core.ensemble import Ensemble
+from pixel2gene.core.ceiling import highest_rates, log_ceiling
+from pixel2gene.core.ensemble import OPTIONAL, Ensemble
 from pixel2gene.core.regression import (
+    EMPTY_GENE_COUNTS,
+    LEVEL_COUNTS,
     Measurement,
     Recipe,
     gene_weights,
     held_out_deviance,
     pieces,
+    predict_latents,
     some_units,
     sparse_overlap,
-    thin_rows,
 )
 
-# Superpixels that tell how much of a gene is expected, whatever its weights; genes at once; rows of an embedding.
-SAMPLE, GENES, ROWS = 20_000, 512, 16_384
-# Newton's steps, at most; the longest of one weight; and where they end.
-STEPS, LONGEST, SHORTEST = 12, 1.5, 1e-3
-# Turns in which weights agree with their distribution, and with where counts came from; a change of no matter.
-TURNS, CLOSE = 4, 0.02
+# Genes, and (superpixels, genes) rates, at once.
+GENES, RATES = 256, 2**20
+# Newton's steps, at most, and the farthest that one moves the log rate of any superpixel.
+STEPS, FARTHEST = 100, 2.0
+# A gene has converged where the next step would raise its log-posterior by less than this, or than rounding does, in
+# relation to its counts.
+GAIN, ROUNDING = 2e-3, 1e-7
+# A step that lowers the posterior is taken again, so much shorter; the next one after one that does not may be longer.
+SHORTER, LONGER = 0.25, 1.5
+# Units, and their superpixels, that tell how the likelihood bends, at most. Its slope is that of all.
+BEND_UNITS, BEND_SUPERPIXELS = 2**13, 2**17
+# Turns in which weights come to agree with their distribution.
+TURNS = 4
+# What a sound member expects of the counts of a gene may be off by so much, and by so much over the highest count.
+LARGEST_OFF, LARGEST_PEAK = 0.02, 5.0
+# Of outputs fitted anew, between those and the ones that were trained.
+SHARES = (0.0, 0.5, 1.0)
 # How wide the distribution is at first, as a multiple of the variance of weights that were trained, and shrunken.
 WIDER = 4.0
-# Superpixels of a unit that a count may have come from, chosen at random, as in training.
-SUPERPIXELS = 12
-# Counts that a gene has beforehand, in the middle of what is known of its level, and how well that is known.
-EMPTY_GENE_COUNTS, LEVEL_PRECISION = 0.5, 0.1
+# How well the level of a gene is known beforehand.
+LEVEL_PRECISION = 0.1
 
 
 @dataclass(frozen=True)
@@ -46,64 +58,197 @@ class _Prior:
 
 
 @dataclass(frozen=True)
+class _Piece:
+    """Some units, with the superpixels that they cover.
+
+    Attributes
+    ----------
+    exposure
+        (units, superpixels) depth times overlap, sparse; or (superpixels, 1) where each unit has one of its own.
+    design
+        (superpixels, 1 + width) ones and latents.
+    counts
+        (units, genes).
+    panel
+        (units,) the row of the panels that tells what was measured in a unit.
+    """
+
+    exposure: Tensor
+    design: Tensor
+    counts: csr_array
+    panel: Tensor
+
+
+@dataclass(frozen=True)
+class _Bend:
+    """Units that tell how the likelihood bends, each with as many superpixels as the largest of them has.
+
+    Attributes
+    ----------
+    exposure
+        (units, superpixels) depth times overlap, times the number of units that each stands for; 0 where one has less.
+    design
+        (units, superpixels, 1 + width).
+    panel
+        (units,).
+    """
+
+    exposure: Tensor
+    design: Tensor
+    panel: Tensor
+
+
+@dataclass(frozen=True)
 class _Evidence:
     """What a member has to learn its output weights from.
 
     Attributes
     ----------
-    latents
-        (superpixels, width).
-    overlap
-        (units, superpixels) of the units that it saw.
-    counts
-        (units, genes) of these.
-    sample
-        (some superpixels, width) latents of superpixels that stand for all of these units.
+    pieces
+        All of its units.
+    bends
+        Some of them.
+    totals
+        (genes,) counts in all.
     exposure
-        (some superpixels, slides) depth times area that each stands for.
+        (genes,) depth times area of those that measured a gene.
     panels
         (slides, genes) 1 where a gene was measured.
+    sums
+        (genes, 1 + width) sum of the design over the counts, where each unit has one superpixel of its own, and so
+        every count a place; else None.
     """
 
-    latents: NDArray[np.float32]
-    overlap: csr_array
-    counts: csr_array
-    sample: Tensor
+    pieces: list[_Piece]
+    bends: list[_Bend]
+    totals: Tensor
     exposure: Tensor
     panels: Tensor
+    sums: Tensor | None
 
     def of_genes(self, genes: NDArray[np.intp]) -> _Evidence:
-        return replace(self, counts=csr_array(self.counts[:, genes]), panels=self.panels[:, torch.from_numpy(genes)])
+        chosen = torch.from_numpy(genes)
+        return _Evidence(
+            [replace(piece, counts=csr_array(piece.counts[:, genes])) for piece in self.pieces],
+            self.bends,
+            self.totals[chosen],
+            self.exposure[chosen],
+            self.panels[:, chosen],
+            None if self.sums is None else self.sums[chosen],
+        )
 
 
-def choose_outputs(
-    network: Ensemble, lead: NDArray[np.intp], data: Measurement, recipe: Recipe, device: torch.device, seed: int
-) -> Ensemble:
-    """Keep the outputs that were trained, or those of `fit_outputs`: whichever foretell held-out units better.
+@dataclass(frozen=True)
+class _State:
+    """The likelihood of genes at some weights.
 
-    Genes that did not train the network have but the latter. One gene alone does not tell how weights are distributed,
-    and keeps what was trained.
+    Attributes
+    ----------
+    weights
+        (genes, 1 + width) level and weights.
+    value
+        (genes,) log-likelihood, up to a constant.
+    slope
+        (genes, 1 + width) its gradient.
+    expected
+        (genes,) counts in all.
     """
-    if len(lead) == 1:
-        return network
-    fitted = fit_outputs(network, lead, data, device, seed)
-    if len(lead) < data.counts.shape[1]:
-        return fitted
-    some = some_units(data, recipe, np.random.default_rng(seed))
-    weight = gene_weights(data, recipe.gene_power).to(device)
-    trained, anew = (held_out_deviance(one, some, weight, device) for one in (network, fitted))
-    return fitted if anew < trained else network
+
+    weights: Tensor
+    value: Tensor
+    slope: Tensor
+    expected: Tensor
+
+    def of_genes(self, genes: NDArray[np.intp]) -> _State:
+        return _State(*(value[torch.from_numpy(genes)] for value in vars(self).values()))
 
 
-def fit_outputs(
-    network: Ensemble, lead: NDArray[np.intp], data: Measurement, device: torch.device, seed: int
-) -> Ensemble:
-    """Fit the output layer to all genes of the data, the hidden layers as they are.
+@dataclass(frozen=True)
+class _Modes:
+    """Where the genes ended.
 
-    Weights are at their posterior mode: Poisson likelihood of the units that a member saw, and a normal distribution of
-    the weights of a gene, which is that of the leading genes (empirical Bayes). So genes of few counts lean on what the
-    others have in common. Which superpixel of a unit a count came from, and the distribution of the weights, are found
-    by expectation maximisation (Dempster et al., 1977); in between, the weights of each gene by Newton's method.
+    Attributes
+    ----------
+    state
+        At the posterior modes of the weights.
+    covariance
+        (width, width) posterior covariance of the weights, mean over the genes.
+    converged
+        (genes,) whether it is the posterior mode.
+    """
+
+    state: _State
+    covariance: Tensor
+    converged: Tensor
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What `finish` returns.
+
+    Attributes
+    ----------
+    network
+        Of all genes.
+    converged
+        (genes,) whether the outputs fitted anew are at their posterior mode, for all members.
+    level
+        (members, genes) counts that each member expects in all units, in relation to what was counted.
+    peak
+        (members, genes) its highest rate in a unit, in relation to the highest that the counts of a unit allow.
+    """
+
+    network: Ensemble
+    converged: NDArray[np.bool_]
+    level: NDArray[np.float64]
+    peak: NDArray[np.float64]
+
+    def complaint(self, genes: list[str]) -> str | None:
+        """What is wrong with the model, if anything is."""
+        off = ~(np.abs(self.level - 1) <= LARGEST_OFF).all(axis=0)
+        high = ~(self.peak <= LARGEST_PEAK).all(axis=0)
+        wrong = {
+            f"expects {LARGEST_OFF:.0%} more or fewer counts than there are": off,
+            f"expects over {LARGEST_PEAK:g} times the highest count of any unit": high,
+            "has outputs that did not converge": ~self.converged,
+        }
+        said = [
+            f"{what} of {np.count_nonzero(which)} genes ({', '.join(genes[i] for i in np.flatnonzero(which)[:3])})"
+            for what, which in wrong.items()
+            if which.any()
+        ]
+        if not said:
+            return None
+        return (
+            f"The fit is not sound: a member {'; '.join(said)}. Do not use these genes: fit again with another seed, "
+            "or without them."
+        )
+
+
+def finish(
+    network: Ensemble,
+    lead: NDArray[np.intp],
+    data: Measurement,
+    recipe: Recipe,
+    device: torch.device,
+    seed: int,
+    *,
+    from_reference: bool = False,
+) -> Finished:
+    """Fit the output layer to all genes, the hidden layers as they are.
+
+    Weights are at their posterior mode: Poisson likelihood of the units, and a normal distribution of the weights of a
+    gene, which is that of the leading genes (empirical Bayes). So genes of few counts lean on what the others have in
+    common.
+
+    The outputs of the leading genes are then between those that were trained and those fitted anew, at the one of
+    `SHARES` that predicts held-out units best; after a reference they are those that were trained, because new ones
+    would not know what these know of it. Whatever they are, the level of each gene is such that a member expects as
+    many counts as there are.
+
+    All this is done twice: for the units that a member saw, which is what it predicts held-out units by; and for all
+    units, which is what it predicts by otherwise. A member that saw nothing of the only place of a gene has nothing to
+    say of it; the outputs of all units do.
 
     Parameters
     ----------
@@ -113,23 +258,70 @@ def fit_outputs(
         (leading genes,) their positions among the genes of the data.
     data
         Measured units.
+    recipe
+        How it was trained.
     device
         Where to compute.
     seed
-        Of the superpixels looked at.
+        Of the units looked at.
+    from_reference
+        Whether training started from a reference.
     """
-    genes = data.counts.shape[1]
-    whole = Ensemble(replace(network.architecture, genes=genes)).to(device)
-    last = len(whole.weights) - 1
-    fitted = (f"weights.{last}", f"biases.{last}")
-    state = {name: value for name, value in network.state_dict().items() if name not in fitted}
-    whole.load_state_dict(whole.state_dict() | state)
-    for member in range(network.architecture.members):
-        evidence = _evidence(network, member, data, device, np.random.default_rng(seed))
-        weights = _posterior_mode(evidence, lead, network.weights[-1][member].detach().T)
-        with torch.no_grad():
-            whole.biases[last][member, 0], whole.weights[last][member] = weights[:, 0], weights[:, 1:].T
-    return whole.eval()
+    genes, members = data.counts.shape[1], network.architecture.members
+    trained, lead_of = _outputs_of(network), data.of_genes(lead)
+    # One gene alone does not tell how weights are distributed.
+    learn = genes > 1 and len(lead) > 1 and not (from_reference and len(lead) == genes)
+    shares = SHARES if learn and not from_reference else (0.0,)
+    between = torch.zeros(len(shares), members, *trained.shape[1:], dtype=torch.float64)
+    held_out, whole = torch.zeros(2, members, genes, trained.shape[2], dtype=torch.float64)
+    found: list[tuple[_Modes, _Prior]] = []
+    latents, seen = predict_latents(network, data.features, device), data.seen(np.arange(len(data.fold)), members)
+    for member in range(members):
+        evidence = _evidence(latents[member], data, np.flatnonzero(seen[member]), device, seed)
+        leading = evidence.of_genes(lead)
+        kept = _at_level(leading, trained[member].to(device), from_reference)
+        between[0, member] = kept.cpu()
+        if not learn:
+            continue
+        prior = _learn_prior(leading, kept)
+        modes = _modes(evidence, prior, None)
+        found.append((modes, prior))
+        held_out[member] = _with_totals(evidence, modes.state).cpu()
+        for i, share in enumerate(shares[1:], 1):
+            between[i, member] = torch.lerp(between[0, member], held_out[member, lead], share)
+            if share < 1:
+                between[i, member] = _at_level(leading, between[i, member].to(device)).cpu()
+    best = 0
+    if len(shares) > 1:
+        deviance = [_held_out_deviance(network, outputs, lead_of, recipe, device, seed) for outputs in between]
+        best = int(np.nanargmin(deviance)) if np.isfinite(deviance).any() else 0
+    held_out[:, lead] = between[best]
+    highest, converged = highest_rates(data), np.ones(genes, bool)
+    level, peak = np.empty((2, members, genes))
+    for member in range(members):
+        evidence = _evidence(latents[member], data, np.arange(len(data.fold)), device, seed)
+        leading = evidence.of_genes(lead)
+        if learn and (shares[best] > 0 or len(lead) < genes):
+            modes, prior = found[member]
+            modes = _modes(evidence, prior, modes.state.weights)
+            converged &= (modes.converged & found[member][0].converged).cpu().numpy()
+            whole[member] = _with_totals(evidence, modes.state).cpu()
+        if shares[best] < 1:
+            kept = _at_level(leading, trained[member].to(device), from_reference)
+            mixed = torch.lerp(kept, whole[member, lead].to(device), shares[best])
+            whole[member, lead] = (_at_level(leading, mixed) if shares[best] > 0 else mixed).cpu()
+        level[member], peak[member] = _check(evidence, whole[member].to(device), highest)
+        if from_reference:
+            # What few counts say of the levels of its genes, the reference outweighs.
+            level[member, lead] = np.where(np.isfinite(level[member, lead]), 1.0, np.nan)
+    finished = _with_outputs(network, whole)
+    finished.hold_out(_with_outputs(network, held_out))
+    finished.log_ceiling = log_ceiling(highest)
+    return Finished(finished.to(device).eval(), converged, level, peak)
+
+
+def _gene_chunks(genes: int) -> list[NDArray[np.intp]]:
+    return np.array_split(np.arange(genes), -(-genes // GENES))
 
 
 def leading_genes(counts: csr_array, most: int) -> NDArray[np.intp]:
@@ -138,82 +330,127 @@ def leading_genes(counts: csr_array, most: int) -> NDArray[np.intp]:
     return np.sort(np.argsort(-totals, kind="stable")[:most])
 
 
+def _held_out_deviance(
+    network: Ensemble, outputs: Tensor, data: Measurement, recipe: Recipe, device: torch.device, seed: int
+) -> float:
+    """Weighted deviance of held-out units by (members, genes, 1 + width) outputs."""
+    some = some_units(data, recipe, np.random.default_rng(seed))
+    weight = gene_weights(data, recipe.gene_power).to(device)
+    return held_out_deviance(_with_outputs(network, outputs).to(device), some, weight, device)
+
+
+def _outputs_of(network: Ensemble) -> Tensor:
+    """(members, genes, 1 + width) levels and weights of the last layer."""
+    return torch.cat([network.biases[-1], network.weights[-1]], dim=1).detach().transpose(1, 2).double()
+
+
+def _with_outputs(network: Ensemble, outputs: Tensor) -> Ensemble:
+    """Copy of the network with (members, genes, 1 + width) levels and weights as its last layer."""
+    last = len(network.weights) - 1
+    other = Ensemble(replace(network.architecture, genes=outputs.shape[1]))
+    own = {f"weights.{last}": outputs[..., 1:], f"biases.{last}": outputs[..., :1]}
+    state = {name: value for name, value in network.state_dict().items() if name not in own.keys() | OPTIONAL}
+    other.load_state_dict(state | {name: value.transpose(1, 2).float() for name, value in own.items()})
+    return other.eval()
+
+
 def _evidence(
-    network: Ensemble, member: int, data: Measurement, device: torch.device, rng: np.random.Generator
+    latents: NDArray[np.float32],
+    data: Measurement,
+    units: NDArray[np.intp],
+    device: torch.device,
+    seed: int,
 ) -> _Evidence:
-    latents = _latents(network, member, data.features, device)
-    units = np.flatnonzero(data.seen(np.arange(len(data.fold)), network.architecture.members)[member])
-    overlap, depth = data.overlap[units], data.depth[units]
-    slide = np.zeros(len(units), np.intp) if data.slide is None else data.slide[units]
-    panels = np.ones((1, data.counts.shape[1])) if data.panels is None else data.panels
-    of_slide = csr_array((depth, (slide, np.arange(len(units)))), shape=(len(panels), len(units)))
-    exposure = np.asarray((of_slide @ overlap).todense()).T
-    chosen = np.sort(rng.permutation(np.flatnonzero(exposure.sum(axis=1) > 0))[:SAMPLE])
-    sampled = [_standing_for(all_of_it, latents, chosen) for all_of_it in exposure.T]
+    slide = np.zeros(len(data.fold), np.intp) if data.slide is None else data.slide
+    panels = np.ones((1, data.counts.shape[1])) if data.panels is None else data.panels.astype(np.float64)
+    exposed = csr_array(diags_array(data.depth) @ data.overlap).astype(np.float32)
+    covered = exposed[units].indices
+    apart = len(covered) == len(units) == len(np.unique(covered))
+    parts = []
+    for some in pieces(data.overlap, units, GENES, RATES):
+        exposure, superpixels = sparse_overlap(exposed[some], device)
+        if apart:
+            # In the order of the units.
+            superpixels = exposed[some].indices
+            exposure = torch.from_numpy(exposed[some].data[:, None]).to(device)
+        parts.append(
+            _Piece(
+                exposure,
+                _with_level(torch.from_numpy(latents[superpixels]).to(device)),
+                data.counts[some],
+                torch.from_numpy(slide[some]).to(device),
+            )
+        )
+    counts, area = data.counts[units], np.asarray(exposed[units].sum(axis=1, dtype=np.float64)).ravel()
+    sums = None
+    if apart:
+        design = np.pad(latents[covered].astype(np.float64), ((0, 0), (1, 0)), constant_values=1)
+        sums = torch.from_numpy(np.asarray(counts.T @ design)).to(device)
     return _Evidence(
-        latents,
-        thin_rows(overlap, round(SUPERPIXELS * data.units_per_superpixel), rng),
-        data.counts[units],
-        torch.from_numpy(latents[chosen]).to(device),
-        torch.from_numpy(np.stack(sampled, axis=1).astype(np.float32)).to(device),
+        parts,
+        list(_bends(latents, exposed, slide, units, device, np.random.default_rng(seed))),
+        torch.from_numpy(np.asarray(counts.sum(axis=0, dtype=np.float64)).ravel()).to(device),
+        torch.from_numpy(np.bincount(slide[units], area, len(panels)) @ panels).to(device),
         torch.from_numpy(panels.astype(np.float32)).to(device),
+        sums,
     )
 
 
-def _standing_for(
-    exposure: NDArray[np.floating], latents: NDArray[np.float32], chosen: NDArray[np.intp]
-) -> NDArray[np.float64]:
-    """Exposure of some superpixels that makes up for the others: its sum and its mean latents are those of all.
+def _bends(
+    latents: NDArray[np.float32],
+    exposed: csr_array,
+    slide: NDArray[np.intp],
+    units: NDArray[np.intp],
+    device: torch.device,
+    rng: np.random.Generator,
+) -> Iterator[_Bend]:
+    """Draw units for the curvature, half at random and half by how far their latents lie from the others'.
 
-    By calibration weights (Deville & Särndal, 1992): a chance difference of the means would move all genes alike.
+    The few that lie far off are all there, where the genes are that show in nothing else (leverage scores; Mahoney,
+    2011).
     """
-    total, part = float(exposure.sum()), float(exposure[chosen].sum())
-    if part == 0:
-        return np.zeros(len(chosen))
-    some = np.asarray(exposure[chosen] * (total / part), np.float64)
-    mean = some @ latents[chosen] / total
-    off = latents[chosen] - mean
-    covariance = (off * some[:, None]).T @ off / total
-    towards = np.linalg.pinv(covariance, rcond=1e-6) @ (exposure @ latents / total - mean)
-    standing: NDArray[np.float64] = some * np.maximum(1 + off @ towards, 0)
-    return standing
+    size = np.diff(exposed.indptr)[units]
+    mean = np.asarray(exposed[units] @ latents) / np.maximum(exposed[units].sum(axis=1), 1e-12)[:, None]
+    off = mean - mean.mean(axis=0)
+    leverage = np.einsum("uw,wv,uv->u", off, np.linalg.pinv(off.T @ off, hermitian=True), off) + 1e-12
+    number = min(BEND_UNITS, BEND_SUPERPIXELS / size.mean())
+    share = np.minimum(number / 2 * (1 / len(units) + leverage / leverage.sum()), 1)
+    drawn = rng.random(len(units)) < share if number < len(units) else share > 0
+    stands_for = np.where(number < len(units), 1 / share, 1.0)
+    chosen = np.flatnonzero(drawn)
+    chosen = chosen[np.argsort(size[chosen], kind="stable")]
+    for some in np.array_split(chosen, max(1, -(-int(size[chosen].sum()) * GENES // (4 * RATES)))):
+        if len(some) == 0:
+            continue
+        rows = exposed[units[some]]
+        length = np.diff(rows.indptr)
+        row = np.repeat(np.arange(len(some)), length)
+        column = np.arange(rows.nnz) - np.repeat(rows.indptr[:-1], length)
+        exposure = np.zeros((len(some), length.max(initial=1)), np.float32)
+        place = np.zeros(exposure.shape, np.int64)
+        exposure[row, column] = rows.data * stands_for[some][row]
+        place[row, column] = rows.indices
+        yield _Bend(
+            torch.from_numpy(exposure).to(device),
+            _with_level(torch.from_numpy(latents[place]).to(device)),
+            torch.from_numpy(slide[units[some]]).to(device),
+        )
 
 
-def _latents(
-    network: Ensemble, member: int, features: NDArray[np.floating], device: torch.device
-) -> NDArray[np.float32]:
-    """(superpixels, width) last hidden units of one member."""
-    latents = np.empty((len(features), network.architecture.hidden[-1]), np.float32)
-    with torch.inference_mode(), quick_products():
-        for start in range(0, len(features), ROWS):
-            rows = slice(start, start + ROWS)
-            some = torch.from_numpy(features[rows]).to(device)
-            latents[rows] = network.latent(some, slice(member, member + 1))[0].cpu().numpy()
-    return latents
+def _learn_prior(leading: _Evidence, trained: Tensor) -> _Prior:
+    """Distribution of the weights of genes, with their posterior modes, by expectation maximisation.
 
-
-def _posterior_mode(evidence: _Evidence, lead: NDArray[np.intp], trained: Tensor) -> Tensor:
-    """(genes, 1 + width) level and weights of each gene.
-
-    `trained` are the (leading genes, width) weights that the hidden layers were trained with.
+    `trained` are the (leading genes, 1 + width) outputs that the hidden layers were trained with.
     """
-    trained = trained.double()
-    off = trained - trained.mean(dim=0)
-    prior = _Prior(trained.mean(dim=0), WIDER * _covariance(off, torch.zeros_like(off.T @ off)))
-    leading = evidence.of_genes(lead)
-    weights = None
+    off = trained[:, 1:] - trained[:, 1:].mean(dim=0)
+    prior = _Prior(trained[:, 1:].mean(dim=0), WIDER * _covariance(off, torch.zeros_like(off.T @ off)))
+    state: _State | Tensor = trained
     for _ in range(TURNS):
-        weights, uncertainty = _modes(leading, prior, weights)
-        mean = weights[:, 1:].mean(dim=0)
-        prior = _Prior(mean, _covariance(weights[:, 1:] - mean, uncertainty))
-    weights, _ = _modes(evidence, prior, None)
-    # Where a unit is one superpixel, it is known where its counts came from.
-    for _ in range(TURNS if (np.diff(evidence.overlap.indptr) > 1).any() else 0):
-        before = weights
-        weights, _ = _modes(evidence, prior, before)
-        if (weights - before).abs().max() < CLOSE:
-            break
-    return weights.float()
+        found = _modes(leading, prior, state)
+        state = found.state
+        mean = found.state.weights[:, 1:].mean(dim=0)
+        prior = _Prior(mean, _covariance(found.state.weights[:, 1:] - mean, found.covariance))
+    return prior
 
 
 def _covariance(deviations: Tensor, uncertainty: Tensor) -> Tensor:
@@ -225,59 +462,180 @@ def _covariance(deviations: Tensor, uncertainty: Tensor) -> Tensor:
     return covariance
 
 
-def _modes(evidence: _Evidence, prior: _Prior, start: Tensor | None) -> tuple[Tensor, Tensor]:
-    """(genes, 1 + width) weights, and the mean over the genes of their (width, width) posterior covariance.
+def _modes(evidence: _Evidence, prior: _Prior, start: _State | Tensor | None) -> _Modes:
+    """Posterior modes of the weights of all genes, from a start or from the mean of the prior."""
+    found = []
+    for some in _gene_chunks(len(evidence.totals)):
+        there = start.of_genes(some) if isinstance(start, _State) else None if start is None else start[some]
+        found.append(_newton(evidence.of_genes(some), prior, there))
+    states = zip(*(vars(one.state).values() for one in found), strict=True)
+    covariance = torch.stack([one.covariance * len(one.converged) for one in found]).sum(dim=0) / len(evidence.totals)
+    return _Modes(_State(*map(torch.cat, states)), covariance, torch.cat([one.converged for one in found]))
 
-    Counts are taken to come from where the weights to `start` from expect them; else evenly from all of a unit.
+
+def _newton(evidence: _Evidence, prior: _Prior, start: _State | Tensor | None) -> _Modes:
+    """Fisher scoring, gene by gene, with the exact slope.
+
+    A step is shortened until it moves no log rate of a superpixel by more than `FARTHEST`, and taken again if it lowers
+    the posterior, so that none can run away.
     """
-    design = _with_level(evidence.sample)
-    size = design.shape[1]
-    first, second = torch.triu_indices(size, size, device=design.device)
-    products = design[:, first] * design[:, second]
-    precision = torch.zeros(size, size, dtype=torch.float64, device=design.device)
+    size = 1 + len(prior.mean)
+    precision = torch.zeros(size, size, dtype=torch.float64, device=prior.mean.device)
     precision[0, 0] = LEVEL_PRECISION
     precision[1:, 1:] = torch.linalg.inv(prior.covariance)
-    told = _told(evidence, start)
-    found, uncertainty = [], torch.zeros_like(prior.covariance)
-    for part in torch.arange(len(told), device=design.device).split(GENES):
-        exposure = evidence.exposure @ evidence.panels[:, part]
-        level = ((told[part, 0] + EMPTY_GENE_COUNTS) / exposure.sum(dim=0)).log()
-        centre = torch.cat([level[:, None], prior.mean.expand(len(part), -1)], dim=1)
-        weights = centre.clone() if start is None else start[part]
-        for _ in range(STEPS):
-            expected = (design @ weights.float().T).exp() * exposure
-            gradient = told[part] - (expected.T @ design).double() - (weights - centre) @ precision
-            curvature = torch.empty(len(part), size, size, dtype=torch.float64, device=design.device)
-            curvature[:, first, second] = curvature[:, second, first] = (expected.T @ products).double()
-            curvature += precision
-            step = torch.linalg.solve(curvature, gradient[..., None])[..., 0]
-            longest = step.abs().amax(dim=1, keepdim=True)
-            weights = weights + step * (LONGEST / longest.clamp_min(LONGEST))
-            if longest.max() < SHORTEST:
-                break
-        found.append(weights)
-        uncertainty += torch.linalg.inv(curvature)[:, 1:, 1:].sum(dim=0)
-    return torch.cat(found), uncertainty / len(told)
+    level = ((evidence.totals + EMPTY_GENE_COUNTS) / evidence.exposure).log()
+    centre = torch.cat([level[:, None], prior.mean.expand(len(level), -1)], dim=1)
+
+    def log_prior(weights: Tensor, genes: Tensor) -> tuple[Tensor, Tensor]:
+        off = weights - centre[genes]
+        pull = off @ precision
+        return -(off * pull).sum(dim=1) / 2, -pull
+
+    active = torch.arange(len(level), device=level.device)
+    if not isinstance(start, _State):
+        start = _likelihood(evidence, centre if start is None else start, active)
+    if not bool(start.value.isfinite().all()):
+        sound = torch.where(start.value.isfinite()[:, None], start.weights, centre)
+        start = _likelihood(evidence, sound, active)
+    found = _State(*(value.clone() for value in vars(start).values()))
+    information = torch.empty(len(level), size, size, dtype=torch.float64, device=level.device)
+    length = torch.ones_like(level)
+    rounding = ROUNDING * (evidence.totals + found.value.abs())
+    for _ in range(STEPS):
+        information[active] = _information(evidence, found.weights[active], active) + precision
+        before, pull = log_prior(found.weights[active], active)
+        slope = found.slope[active] + pull
+        step = torch.linalg.solve(information[active], slope[..., None])[..., 0]
+        gain = (step * slope).sum(dim=1) / 2 * length[active]
+        going = gain > GAIN + rounding[active]
+        active, step, before = active[going], step[going], before[going]
+        if len(active) == 0:
+            break
+        far = _farthest(evidence, step)
+        step *= (FARTHEST / far.clamp_min(FARTHEST) * length[active])[:, None]
+        tried = _likelihood(evidence, found.weights[active] + step, active)
+        after = tried.value + log_prior(tried.weights, active)[0]
+        # What is not a number is no better.
+        better = after >= found.value[active] + before - rounding[active]
+        length[active] = torch.where(better, (length[active] * LONGER).clamp_max(1), length[active] * SHORTER)
+        for values, new in zip(vars(found).values(), vars(tried).values(), strict=True):
+            values[active[better]] = new[better]
+    converged = torch.ones(len(level), dtype=torch.bool, device=level.device)
+    converged[active] = False
+    return _Modes(found, torch.linalg.inv(information)[:, 1:, 1:].mean(dim=0), converged)
 
 
-def _told(evidence: _Evidence, weights: Tensor | None) -> Tensor:
-    """(genes, 1 + width) number of the counts of each gene, and sum of the latents of where they came from."""
-    device = evidence.sample.device
-    if weights is None:
-        share = diags_array(1 / evidence.overlap.sum(axis=1)) @ evidence.overlap
-        mean = np.pad(share @ evidence.latents, ((0, 0), (1, 0)), constant_values=1)
-        return torch.from_numpy(np.asarray(evidence.counts.T @ mean, np.float64)).to(device)
-    total = torch.zeros_like(weights)
-    everything = np.arange(len(evidence.overlap.indptr) - 1)
-    for units in pieces(evidence.overlap, everything, len(weights)):
-        overlap, superpixels = sparse_overlap(evidence.overlap[units], device)
-        design = _with_level(torch.from_numpy(evidence.latents[superpixels]).to(device))
-        rate = (design @ weights.float().T).exp()
-        counts = torch.from_numpy(evidence.counts[units].toarray().astype(np.float32)).to(device)
-        per_rate = counts / torch.sparse.mm(overlap, rate).clamp_min(torch.finfo(torch.float32).tiny)
-        total += ((rate * torch.sparse.mm(overlap.T, per_rate)).T @ design).double()
+def _likelihood(evidence: _Evidence, weights: Tensor, genes: Tensor) -> _State:
+    """Of all units, given the (genes, 1 + width) weights of the genes at some positions."""
+    slope, single = torch.zeros_like(weights), weights.float().T
+    value, expected = weights.new_zeros((2, len(genes)))
+    panels = _panels(evidence, genes)
+    for piece in evidence.pieces:
+        rate = (piece.design @ single).exp_()
+        measured = None if panels is None else panels[piece.panel]
+        if evidence.sums is not None:
+            mean = rate.mul_(piece.exposure)
+            if measured is not None:
+                mean *= measured
+            slope -= (mean.T @ piece.design).double()
+            expected += mean.sum(dim=0).double()
+            continue
+        mean = torch.sparse.mm(piece.exposure, rate).clamp_min_(torch.finfo(torch.float32).tiny)
+        counts = torch.from_numpy(piece.counts.toarray().astype(np.float32)).to(mean)[:, genes]
+        off = counts / mean - 1
+        if measured is not None:
+            off *= measured
+            mean *= measured
+        slope += ((rate * torch.sparse.mm(piece.exposure.T, off)).T @ piece.design).double()
+        value += torch.xlogy(counts, mean).sum(dim=0).double()
+        expected += mean.sum(dim=0).double()
+    if evidence.sums is not None:
+        sums = evidence.sums[genes]
+        value, slope = (weights * sums).sum(dim=1), slope + sums
+    return _State(weights, value - expected, slope, expected)
+
+
+def _information(evidence: _Evidence, weights: Tensor, genes: Tensor) -> Tensor:
+    """(genes, 1 + width, 1 + width) Fisher information of the units that are to tell it."""
+    size = weights.shape[1]
+    total = weights.new_zeros((len(genes), size, size))
+    first, second = torch.triu_indices(size, size, device=weights.device)
+    panels, single = _panels(evidence, genes), weights.float().T
+    for some in evidence.bends:
+        rate = (some.design @ single).exp_().mul_(some.exposure[..., None])
+        if panels is not None:
+            rate *= panels[some.panel][:, None]
+        if rate.shape[1] == 1:
+            design = some.design[:, 0]
+            products = (rate[:, 0].T @ (design[:, first] * design[:, second])).double()
+            part = torch.empty_like(total)
+            part[:, first, second] = part[:, second, first] = products
+            total += part
+            continue
+        moved = rate.transpose(1, 2) @ some.design
+        moved *= moved[..., :1].clamp_min(torch.finfo(torch.float32).tiny).rsqrt()
+        moved = moved.transpose(0, 1)
+        total += (moved.transpose(1, 2) @ moved).double()
     return total
 
 
+def _panels(evidence: _Evidence, genes: Tensor) -> Tensor | None:
+    """(slides, genes) 1 where a gene was measured; None where all were."""
+    panels = evidence.panels[:, genes]
+    return None if bool(panels.all()) else panels
+
+
+def _farthest(evidence: _Evidence, step: Tensor) -> Tensor:
+    """(genes,) the most that a step of weights moves the log rate of a superpixel."""
+    far, single = torch.zeros_like(step[:, 0]), step.float().T
+    for piece in evidence.pieces:
+        low, high = torch.aminmax(piece.design @ single, dim=0)
+        far = torch.maximum(far, torch.maximum(-low, high).double())
+    return far
+
+
+def _at_level(evidence: _Evidence, weights: Tensor, from_reference: bool = False) -> Tensor:
+    """Outputs that expect as many counts of each gene as there are."""
+    state = _likelihood(evidence, weights, torch.arange(len(weights), device=weights.device))
+    return _with_totals(evidence, state, from_reference)
+
+
+def _with_totals(evidence: _Evidence, state: _State, from_reference: bool = False) -> Tensor:
+    """Outputs with levels moved so that what is expected is what was counted.
+
+    After a reference, genes of few counts stay near the ratio of the totals of all genes.
+    """
+    counted, expected = evidence.totals, state.expected
+    depth = counted.sum() / expected.sum() if from_reference else 1.0
+    prior_counts = LEVEL_COUNTS if from_reference else EMPTY_GENE_COUNTS
+    levels = (depth * (counted + prior_counts) / (depth * expected + prior_counts)).log()
+    return torch.cat([state.weights[:, :1] + levels[:, None], state.weights[:, 1:]], dim=1)
+
+
+def _check(
+    evidence: _Evidence, weights: Tensor, highest: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """What is expected of each gene in all units in relation to its counts, and in the richest to the `highest`."""
+    level, peak = np.empty((2, len(weights)))
+    for some in _gene_chunks(len(weights)):
+        part, single = evidence.of_genes(some), weights[some].float().T
+        panels = _panels(part, torch.arange(single.shape[1], device=weights.device))
+        expected, most = torch.zeros(2, single.shape[1], dtype=torch.float64, device=weights.device)
+        for piece in part.pieces:
+            rate = (piece.design @ single).exp_()
+            if evidence.sums is None:
+                area = torch.sparse.sum(piece.exposure, dim=1).to_dense()[:, None]
+                mean = torch.sparse.mm(piece.exposure, rate)
+            else:
+                area, mean = piece.exposure, rate * piece.exposure
+            if panels is not None:
+                mean *= panels[piece.panel]
+            expected += mean.sum(dim=0).double()
+            most = torch.maximum(most, (mean / area).amax(dim=0).double())
+        level[some] = ((expected + EMPTY_GENE_COUNTS) / (part.totals + EMPTY_GENE_COUNTS)).cpu().numpy()
+        peak[some] = most.cpu().numpy() / highest[some]
+    return level, peak
+
+
 def _with_level(latents: Tensor) -> Tensor:
-    return torch.cat([torch.ones_like(latents[:, :1]), latents], dim=1)
+    return torch.cat([torch.ones_like(latents[..., :1]), latents], dim=-1)

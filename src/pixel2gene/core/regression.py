@@ -20,6 +20,8 @@ from pixel2gene.core.ensemble import Architecture, Ensemble
 # Superpixels per forward pass where nothing is trained, and (members, superpixels, genes) rates at once.
 SCORING_SUPERPIXELS = 16_384
 SCORING_RATES = 2**25
+# Of an embedding, whose last hidden units are wanted.
+LATENT_ROWS = 4_096
 # A parameter, where each step pulls it to, and how far.
 Pull = tuple[Tensor, Tensor, Tensor]
 CHECK_SUPERPIXELS = 32
@@ -371,12 +373,13 @@ def predict_units(
     uncounted = replace(data, counts=csr_array((len(data.fold), 0), dtype=np.float32), slide=None, panels=None)
     for fold in folds:
         members = slice(fold, fold + 1) if fold >= 0 else slice(None)
+        predicting = network.held_out() if fold >= 0 else network
         chosen = np.flatnonzero(data.fold == fold) if held_out else np.arange(len(data.fold))
         rates = (1 if fold >= 0 else network.architecture.members) * (outputs if genes is None else len(genes))
         for units in pieces(data.overlap, chosen, rates):
             with torch.inference_mode():
                 batch = make_batch(uncounted, units, device, data.overlap[units])
-                mean = expected(network, batch, members, genes).mean(dim=0)
+                mean = expected(predicting, batch, members, genes).mean(dim=0)
             yield units, mean.cpu().numpy()
 
 
@@ -408,6 +411,20 @@ def predict_rates(
             mean[rows] = rate.mean(dim=0).cpu().numpy()
             sd[rows] = rate.std(dim=0, correction=0).cpu().numpy()
     return mean, sd
+
+
+def predict_latents(
+    network: Ensemble, features: NDArray[np.floating], device: torch.device, rows: NDArray[np.intp] | None = None
+) -> NDArray[np.float32]:
+    """(members, superpixels, width) last hidden units, of all superpixels or those at some positions."""
+    members, width = network.architecture.members, network.architecture.hidden[-1]
+    rows = np.arange(len(features)) if rows is None else rows
+    latents = np.empty((members, len(rows), width), np.float32)
+    with torch.inference_mode(), quick_products():
+        for start in range(0, len(rows), LATENT_ROWS):
+            some = slice(start, start + LATENT_ROWS)
+            latents[:, some] = network.latent(torch.from_numpy(features[rows[some]]).to(device)).cpu().numpy()
+    return latents
 
 
 def make_batch(data: Measurement, units: NDArray[np.integer], device: torch.device, overlap: csr_array) -> Batch:
@@ -607,14 +624,16 @@ def _clip_gradients(network: Ensemble) -> None:
         gradient.mul_((1 / norm.clamp_min(1))[:, None, None])
 
 
-def pieces(overlap: csr_array, units: NDArray[np.intp], rates: int) -> Iterator[NDArray[np.intp]]:
+def pieces(
+    overlap: csr_array, units: NDArray[np.intp], rates: int, most: int | None = None
+) -> Iterator[NDArray[np.intp]]:
     """Split units so that each piece needs a bounded number of superpixels, each of which has so many rates."""
     if len(units) == 0:
         return
-    load = np.cumsum(np.diff(overlap.indptr)[units]) // _bounded(rates)
+    load = np.cumsum(np.diff(overlap.indptr)[units]) // _bounded(rates, most)
     yield from np.split(units, np.flatnonzero(np.diff(load)) + 1)
 
 
-def _bounded(rates: int) -> int:
+def _bounded(rates: int, most: int | None = None) -> int:
     """Superpixels at once, each of which has so many rates."""
-    return max(min(SCORING_SUPERPIXELS, SCORING_RATES // max(rates, 1)), 1)
+    return max(min(SCORING_SUPERPIXELS, (SCORING_RATES if most is None else most) // max(rates, 1)), 1)

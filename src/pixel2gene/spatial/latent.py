@@ -16,6 +16,7 @@ from spatialdata import SpatialData
 from spatialdata.transformations import get_transformation
 from torch import Tensor
 
+from pixel2gene.core.ceiling import farthest
 from pixel2gene.core.device import one_thread
 from pixel2gene.core.ensemble import Architecture, Ensemble
 from pixel2gene.core.trust import Familiarity
@@ -96,9 +97,24 @@ def lazy_latents(embedded: Embedded, network: Ensemble, device: torch.device) ->
     return _of_tissue(embedded, latents, network.architecture.members * network.architecture.hidden[-1])
 
 
-def lazy_trust(embedded: Embedded, familiarity: Familiarity) -> da.Array:
-    """(1, rows, columns) float16 trust, NaN outside the tissue."""
-    return _of_tissue(embedded, lambda raw: familiarity.trust(raw)[:, None].astype(np.float16), 1)
+def lazy_trust(embedded: Embedded, familiarity: Familiarity, network: Ensemble, device: torch.device) -> da.Array:
+    """(2, rows, columns) float16 trust, and whether some rate is bounded, NaN outside the tissue.
+
+    That is asked of the superpixels of a block whose outputs are the largest: all would take as long as a map of all
+    genes.
+    """
+    statistics = embedded.statistics
+
+    def checks(raw: NDArray[np.float16]) -> NDArray[np.float16]:
+        with one_thread(), torch.inference_mode():
+            features = torch.from_numpy(statistics.standardise(raw)).to(device)
+            beyond = torch.zeros(len(raw), dtype=torch.bool, device=device)
+            if network.log_ceiling is not None:
+                far = farthest(network, network.latent(features)).unique()
+                beyond[far] = network.beyond(network(features[far])).any(dim=1)
+        return np.stack([familiarity.trust(raw), beyond.cpu().numpy()], axis=1).astype(np.float16)
+
+    return _of_tissue(embedded, checks, 2)
 
 
 def outputs_of(head: Ensemble) -> NDArray[np.float32]:
@@ -177,8 +193,10 @@ def _gene_maps(found: Latents) -> da.Array:
 def _head(table: AnnData, architecture: dict[str, Any]) -> Ensemble:
     genes = table.n_vars
     head = Ensemble(Architecture(**architecture | {"hidden": (), "genes": genes})).eval()
-    state = _of_genes(head)
     outputs = torch.from_numpy(np.ascontiguousarray(table.varm["outputs"].T, np.float32))
+    if outputs.numel() > sum(value.numel() for value in _of_genes(head).values()):
+        head.log_ceiling = torch.zeros(genes)
+    state = _of_genes(head)
     rows = outputs.split([value.numel() // genes for value in state.values()])
     found = {name: part.reshape(value.shape) for (name, value), part in zip(state.items(), rows, strict=True)}
     head.load_state_dict(head.state_dict() | found)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Literal
@@ -18,7 +19,7 @@ from pixel2gene.core.arguments import require_genes, require_number, require_who
 from pixel2gene.core.device import choose_device
 from pixel2gene.core.ensemble import Ensemble
 from pixel2gene.core.model import Model, TrainingSlide, recipe_values
-from pixel2gene.core.outputs import choose_outputs, leading_genes
+from pixel2gene.core.outputs import Finished, finish, leading_genes
 from pixel2gene.core.paper import RECIPES, PaperRecipe, fit_paper
 from pixel2gene.core.regression import History, Measurement, Recipe, Reference, fit_ensemble
 from pixel2gene.core.scoring import held_out_scores
@@ -124,27 +125,28 @@ def train(
         for (name, m), depth in zip(measured.items(), depths, strict=True)
     ]
 
-    def fitted(data: Measurement) -> tuple[Ensemble, History]:
+    def fitted(data: Measurement) -> tuple[Ensemble, History, Finished | None]:
         if isinstance(chosen, PaperRecipe):
-            return fit_paper(data, chosen, chosen_device, seed, progress)
+            return *fit_paper(data, chosen, chosen_device, seed, progress), None
         lead = leading_genes(data.counts, chosen.lead_genes)
         start = None if reference is None else _start(reference, [names[gene] for gene in lead])
         network, history = fit_ensemble(data.of_genes(lead), chosen, chosen_device, seed, progress, start)
-        if start is not None and len(lead) == len(names):
-            # What its outputs know of the reference, new ones would not.
-            return network, history
-        return choose_outputs(network, lead, data, chosen, chosen_device, seed), history
+        finished = finish(network, lead, data, chosen, chosen_device, seed, from_reference=start is not None)
+        return finished.network, history, finished
 
     data = _joined(parts, panels)
     _require_seen(data, names, chosen.folds)
-    network, history = fitted(data)
+    network, history, finished = fitted(data)
     for i, (name, m) in enumerate(measured.items()):
         if seeks_capture(chosen, m):
             found = find_capture(network, parts[i], m.centres, chosen_device)
             parts[i], measured[name] = with_capture(parts[i], m, found)
     if any(m.platform.capture > 0 for m in measured.values()):
         data = _joined(parts, panels)
-        network, history = fitted(data)
+        network, history, finished = fitted(data)
+    complaint = None if finished is None else finished.complaint(names)
+    if complaint is not None:
+        warnings.warn(complaint, stacklevel=3)
     scores = held_out_scores(network, data, names, chosen_device).join(
         held_out_uncertainty(network, data, names, chosen_device, seed)
     )
@@ -193,7 +195,7 @@ def train(
             },
             chosen_device,
         )
-        | {"reference": reference is not None},
+        | {"reference": reference is not None, "complaint": complaint},
     )
     return model.of_genes(wanted)
 

@@ -1,31 +1,29 @@
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
 import anndata as ad
 import numpy as np
-import torch
-from numpy.typing import NDArray
 from spatialdata import SpatialData
 
 from pixel2gene import __version__
 from pixel2gene.core.arguments import require_whole
-from pixel2gene.core.denoising import SMALLEST, Gaps, denoise_counts
+from pixel2gene.core.ceiling import bounded_message
+from pixel2gene.core.denoising import denoise_counts
 from pixel2gene.core.device import choose_device
 from pixel2gene.core.model import Model
-from pixel2gene.core.regression import Measurement, predict_rates
+from pixel2gene.spatial.denoised import denoised_map
 from pixel2gene.spatial.elements import (
     get_table,
     image_element,
     labels_element,
     require_new,
-    rows_as_raster,
     table_element,
     write_elements,
 )
-from pixel2gene.spatial.measured import Measured, gaps_between
 from pixel2gene.spatial.memory import require_memory
 from pixel2gene.spatial.modelled import (
     chosen_genes,
@@ -144,19 +142,10 @@ def denoise(
     data, measured = slide_measurement(model, embedded, measured, table_key, chosen_device)
 
     undisturbed = without_effects(data, measured)
-    gaps = gaps_between(measured, grid)
-    rate = _rates(model, data, gaps, chosen_device) * undisturbed.depth.mean()
-    result = denoise_counts(
-        model.network,
-        data,
-        undisturbed,
-        measured.centres,
-        Gaps(grid.centres[measured.superpixels[gaps]], rate),
-        chosen_device,
-        seed,
-    )
-    covered, dense = _on_superpixels(model, measured, undisturbed, result.mean, chosen_device)
-    covered, dense = np.concatenate([covered, measured.superpixels[gaps]]), np.concatenate([dense, result.gaps])
+    result = denoise_counts(model.network, data, undisturbed, measured.centres, chosen_device, seed)
+    filled = denoised_map(model.network, undisturbed, measured, result, grid, chosen_device)
+    if (bounded := filled.bounded()).any():
+        warnings.warn(bounded_message(bounded, model.genes), stacklevel=3)
     table = ad.AnnData(
         result.mean,
         var=model.scores.assign(
@@ -176,6 +165,7 @@ def denoise(
         "encoder": model.encoder["name"],
         "trained_on_this_slide": training_slide(model, embedded) is not None,
         "platform": asdict(measured.platform),
+        "bounded": int(bounded.sum()),
     }
     table.uns["pixel2gene"] = dict(record)
     record |= {"fit": model.fitted} | made_by(
@@ -198,7 +188,7 @@ def denoise(
         ),
         chosen_device,
     )
-    elements: dict[str, Any] = {keys[1]: image_element(rows_as_raster(dense, covered, grid), grid, model.genes)}
+    elements: dict[str, Any] = {keys[1]: image_element(filled.raster(), grid, model.genes)}
     if units.superpixels is not None:
         ids = units.superpixels[measured.rows] + 1
         mask = np.isin(np.arange(1, grid.size + 1), ids).reshape(grid.shape)
@@ -215,20 +205,3 @@ def denoise(
     table.obs["efficiency"] = measured.efficiency.astype(np.float32)
     elements[keys[0]] = table
     write_elements(sdata, elements, record, progress=progress, label="denoise")
-
-
-def _rates(model: Model, data: Measurement, columns: NDArray[np.intp], device: torch.device) -> NDArray[np.float32]:
-    """(columns, genes) predicted rate of some superpixels of the tissue."""
-    return predict_rates(model.network, data.features[columns], np.arange(len(model.genes)), device)[0]
-
-
-def _on_superpixels(
-    model: Model, measured: Measured, data: Measurement, denoised: NDArray[np.floating], device: torch.device
-) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Flat indices of the measured superpixels, and their predicted rate times what the units over them make of it."""
-    share = np.asarray(data.overlap.sum(axis=0)).ravel()
-    columns = np.flatnonzero(share > 0)
-    rate = _rates(model, data, columns, device)
-    overlap = data.overlap[:, columns]
-    correction = denoised / np.maximum(overlap @ rate, SMALLEST)
-    return measured.superpixels[columns], rate * (overlap.T @ correction) / share[columns, None]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,6 +13,7 @@ from spatialdata import SpatialData
 from tqdm.auto import tqdm
 
 from pixel2gene import __version__
+from pixel2gene.core.ceiling import bounded_message, bounded_places_message, count_bounded
 from pixel2gene.core.device import choose_device
 from pixel2gene.core.ensemble import Ensemble
 from pixel2gene.core.model import Model
@@ -157,10 +159,16 @@ def predict(
         latents = lazy_latents(embedded, network, chosen_device)
         chunks = (latents.shape[0], LATENT_SIDE, LATENT_SIDE)
         raster = image_element(latents, grid, _latent_names(head), chunks=chunks)
-        trust = compute(lazy_trust(embedded, model.familiarity), "trust", progress).reshape(-1)[superpixels]
+        checks = compute(lazy_trust(embedded, model.familiarity, network, chosen_device), "trust", progress)
+        trust, beyond = checks.reshape(2, -1)[:, superpixels]
+        record["bounded"] = int(beyond.sum(dtype=np.int64))
+        if record["bounded"]:
+            warnings.warn(bounded_places_message(record["bounded"]), stacklevel=3)
     else:
         rows = _predicted_rows(embedded, model, chosen_device, progress)
-        trust = rows.trust
+        trust, record["bounded"] = rows.trust, int(rows.bounded.sum())
+        if record["bounded"]:
+            warnings.warn(bounded_message(rows.bounded, model.genes), stacklevel=3)
         for values in (rows.mean, rows.sd):
             values *= np.float32(depth)
         table = ad.AnnData(
@@ -204,18 +212,27 @@ def predict(
 
 @dataclass(frozen=True)
 class _Rows:
-    """Of the superpixels of the tissue: (superpixels, genes) rates and how far the truth may lie from them; trust."""
+    """Of the superpixels of the tissue: (superpixels, genes) rates and how far the truth may lie from them; trust.
+
+    Also the (genes,) number of superpixels at which a rate was bounded.
+    """
 
     mean: NDArray[np.float32]
     sd: NDArray[np.float32]
     trust: NDArray[np.float32]
+    bounded: NDArray[np.int64]
 
 
 def _predicted_rows(embedded: Embedded, model: Model, device: torch.device, progress: bool) -> _Rows:
     superpixels = embedded.statistics.superpixels
     size = (len(superpixels), len(model.genes))
     require_memory(*size, VALUE_BYTES, REMEDY)
-    rows = _Rows(np.empty(size, np.float32), np.empty(size, np.float32), np.empty(size[0], np.float32))
+    rows = _Rows(
+        np.empty(size, np.float32),
+        np.empty(size, np.float32),
+        np.empty(size[0], np.float32),
+        np.zeros(size[1], np.int64),
+    )
     misfit = model.scores["misfit"].to_numpy(np.float32)
     everything = np.arange(size[1])
     blocks = tqdm(
@@ -224,6 +241,7 @@ def _predicted_rows(embedded: Embedded, model: Model, device: torch.device, prog
     for index, raw, features in blocks:
         at = np.searchsorted(superpixels, index)
         mean, sd = predict_rates(model.network, features, everything, device)
+        rows.bounded[:] += count_bounded(model.network, features, mean, everything, device)
         rows.mean[at], rows.sd[at] = mean, truth_sd(sd, mean, misfit)
         rows.trust[at] = model.familiarity.trust(raw)
     return rows
