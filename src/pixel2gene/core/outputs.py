@@ -43,6 +43,8 @@ TURNS = 4
 LARGEST_OFF, LARGEST_PEAK = 0.02, 5.0
 # Of outputs fitted anew, between those and the ones that were trained.
 SHARES = (0.0, 0.5, 1.0)
+# Of outputs fitted to what a member saw, in those that predict, of a gene of whose counts it saw its share.
+OF_SEEN = 0.5
 # How wide the distribution is at first, as a multiple of the variance of weights that were trained, and shrunken.
 WIDER = 4.0
 # How well the level of a gene is known beforehand.
@@ -247,8 +249,9 @@ def finish(
     many counts as there are.
 
     All this is done twice: for the units that a member saw, which is what it predicts held-out units by; and for all
-    units, which is what it predicts by otherwise. A member that saw nothing of the only place of a gene has nothing to
-    say of it; the outputs of all units do.
+    units, since a member that saw nothing of the only place of a gene has nothing to say of it. What is predicted
+    otherwise lies between the two, halfway if the member saw its share of the counts of a gene: members that differ
+    are right more often together.
 
     Parameters
     ----------
@@ -272,7 +275,7 @@ def finish(
     # One gene alone does not tell how weights are distributed.
     learn = genes > 1 and len(lead) > 1 and not (from_reference and len(lead) == genes)
     shares = SHARES if learn and not from_reference else (0.0,)
-    between = torch.zeros(len(shares), members, *trained.shape[1:], dtype=torch.float64)
+    candidates = torch.zeros(len(shares), members, *trained.shape[1:], dtype=torch.float64)
     held_out, whole = torch.zeros(2, members, genes, trained.shape[2], dtype=torch.float64)
     found: list[tuple[_Modes, _Prior]] = []
     latents, seen = predict_latents(network, data.features, device), data.seen(np.arange(len(data.fold)), members)
@@ -280,7 +283,7 @@ def finish(
         evidence = _evidence(latents[member], data, np.flatnonzero(seen[member]), device, seed)
         leading = evidence.of_genes(lead)
         kept = _at_level(leading, trained[member].to(device), from_reference)
-        between[0, member] = kept.cpu()
+        candidates[0, member] = kept.cpu()
         if not learn:
             continue
         prior = _learn_prior(leading, kept)
@@ -288,28 +291,33 @@ def finish(
         found.append((modes, prior))
         held_out[member] = _with_totals(evidence, modes.state).cpu()
         for i, share in enumerate(shares[1:], 1):
-            between[i, member] = torch.lerp(between[0, member], held_out[member, lead], share)
+            candidates[i, member] = torch.lerp(candidates[0, member], held_out[member, lead], share)
             if share < 1:
-                between[i, member] = _at_level(leading, between[i, member].to(device)).cpu()
+                candidates[i, member] = _at_level(leading, candidates[i, member].to(device)).cpu()
     best = 0
     if len(shares) > 1:
-        deviance = [_held_out_deviance(network, outputs, lead_of, recipe, device, seed) for outputs in between]
+        deviance = [_held_out_deviance(network, outputs, lead_of, recipe, device, seed) for outputs in candidates]
         best = int(np.nanargmin(deviance)) if np.isfinite(deviance).any() else 0
-    held_out[:, lead] = between[best]
+    held_out[:, lead] = candidates[best]
+    share_seen = _share_seen(data, seen)
     highest, converged = highest_rates(data), np.ones(genes, bool)
     level, peak = np.empty((2, members, genes))
     for member in range(members):
         evidence = _evidence(latents[member], data, np.arange(len(data.fold)), device, seed)
-        leading = evidence.of_genes(lead)
+        of_all = held_out[member].to(device)
         if learn and (shares[best] > 0 or len(lead) < genes):
             modes, prior = found[member]
             modes = _modes(evidence, prior, modes.state.weights)
             converged &= (modes.converged & found[member][0].converged).cpu().numpy()
-            whole[member] = _with_totals(evidence, modes.state).cpu()
+            of_all = modes.state.weights.clone()
         if shares[best] < 1:
-            kept = _at_level(leading, trained[member].to(device), from_reference)
-            mixed = torch.lerp(kept, whole[member, lead].to(device), shares[best])
-            whole[member, lead] = (_at_level(leading, mixed) if shares[best] > 0 else mixed).cpu()
+            kept = _at_level(evidence.of_genes(lead), trained[member].to(device), from_reference)
+            of_all[lead] = torch.lerp(kept, of_all[lead], shares[best])
+        between = torch.lerp(of_all, held_out[member].to(device), (OF_SEEN * share_seen[member, :, None]).to(device))
+        levelled = _at_level(evidence, between)
+        if from_reference:
+            levelled[lead] = between[lead]
+        whole[member] = levelled.cpu()
         level[member], peak[member] = _check(evidence, whole[member].to(device), highest)
         if from_reference:
             # What few counts say of the levels of its genes, the reference outweighs.
@@ -318,6 +326,15 @@ def finish(
     finished.hold_out(_with_outputs(network, held_out))
     finished.log_ceiling = log_ceiling(highest)
     return Finished(finished.to(device).eval(), converged, level, peak)
+
+
+def _share_seen(data: Measurement, seen: NDArray[np.bool_]) -> Tensor:
+    """(members, genes) counts that a member saw, in relation to its share of the area and depth; 1 at most."""
+    exposure = data.area * data.depth
+    counted = np.stack([np.asarray(data.counts[np.flatnonzero(own)].sum(axis=0)).ravel() for own in seen])
+    exposed = np.stack([data.over_genes(exposure * own) for own in seen]) / data.over_genes(exposure)
+    total = np.asarray(data.counts.sum(axis=0)).ravel()
+    return torch.from_numpy(np.minimum(counted / np.maximum(total * exposed, 1e-9), 1.0))
 
 
 def _gene_chunks(genes: int) -> list[NDArray[np.intp]]:
@@ -596,19 +613,26 @@ def _farthest(evidence: _Evidence, step: Tensor) -> Tensor:
 
 def _at_level(evidence: _Evidence, weights: Tensor, from_reference: bool = False) -> Tensor:
     """Outputs that expect as many counts of each gene as there are."""
-    state = _likelihood(evidence, weights, torch.arange(len(weights), device=weights.device))
-    return _with_totals(evidence, state, from_reference)
+    levelled = torch.empty_like(weights)
+    for some in _gene_chunks(len(weights)):
+        part = evidence.of_genes(some)
+        state = _likelihood(part, weights[some], torch.arange(len(some), device=weights.device))
+        levelled[some] = _with_totals(part, state, from_reference)
+    return levelled
 
 
 def _with_totals(evidence: _Evidence, state: _State, from_reference: bool = False) -> Tensor:
-    """Outputs with levels moved so that what is expected is what was counted.
+    """Outputs with levels moved so that what is expected is what was counted, or next to nothing where nothing was.
 
     After a reference, genes of few counts stay near the ratio of the totals of all genes.
     """
     counted, expected = evidence.totals, state.expected
-    depth = counted.sum() / expected.sum() if from_reference else 1.0
-    prior_counts = LEVEL_COUNTS if from_reference else EMPTY_GENE_COUNTS
-    levels = (depth * (counted + prior_counts) / (depth * expected + prior_counts)).log()
+    if from_reference:
+        depth = counted.sum() / expected.sum()
+        levels = (depth * (counted + LEVEL_COUNTS) / (depth * expected + LEVEL_COUNTS)).log()
+    else:
+        levels = (torch.where(counted > 0, counted, EMPTY_GENE_COUNTS) / expected.clamp_min(1e-30)).log()
+        levels = torch.where(counted > 0, levels, levels.clamp_max(0))
     return torch.cat([state.weights[:, :1] + levels[:, None], state.weights[:, 1:]], dim=1)
 
 
