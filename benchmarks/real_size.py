@@ -51,16 +51,7 @@ def mouse(
     names = variable_genes(counts, genes)
     rows = []
     for seed in range(first, first + seeds):
-        part = counts.X.tocsr().astype(np.int64)
-        if not full:
-            part.data = np.random.default_rng([seed, 1]).binomial(part.data, 0.5)
-        other = None if full else csr_array(counts.X.astype(np.int64) - part)[:, counts.var_names.get_indexer(names)]
-        table = ad.AnnData(part.astype(np.float32), obs=counts.obs.copy(), var=counts.var.copy())[:, names].copy()
-        table.obs["region"], table.obs["spot"] = "spots", np.arange(table.n_obs)
-        table.obs["region"] = table.obs["region"].astype("category")
-        if "counts" in sdata.tables:
-            del sdata.tables["counts"]
-        sdata["counts"] = TableModel.parse(table, region="spots", region_key="region", instance_key="spot")
+        other = put_counts(sdata, counts, names, None if full else seed)
         rows.append({"seed": seed} | row_of(sdata, seed, other, library_size=library_size))
         print(json.dumps(rows[-1]), flush=True)
     finish(rows, out)
@@ -79,17 +70,19 @@ def rare(
     finish(rows, out)
 
 
-def read_mouse() -> tuple[ad.AnnData, SpatialData]:
-    """Counts, and an embedded slide to put them on."""
+def read_mouse(left: int = 0) -> tuple[ad.AnnData, SpatialData]:
+    """Counts, and an embedded slide to put them on; `left` pixels are cut off."""
     shared = Path(__file__).resolve().parents[2] / "shared" / "data"
     folder = Path(os.environ.get("PIXEL2GENE_DATA", shared)) / "visium_mouse_brain"
     counts = ad.read_h5ad(folder / "counts.h5ad")
+    counts.obsm["spatial"] = counts.obsm["spatial"] - (left, 0)
+    counts = counts[counts.obsm["spatial"][:, 0] > SPOT_UM / MOUSE_MPP].copy()
     circles = gpd.GeoDataFrame(
         {"radius": np.full(counts.n_obs, SPOT_UM / 2 / MOUSE_MPP)},
         geometry=shapely.points(counts.obsm["spatial"]),
         index=np.arange(counts.n_obs),
     )
-    pixels = np.moveaxis(np.asarray(Image.open(folder / "hires.png"))[..., :3], -1, 0)
+    pixels = np.moveaxis(np.asarray(Image.open(folder / "hires.png"))[:, left:, :3], -1, 0)
     same = {"global": Identity()}
     sdata = SpatialData.init_from_elements(
         {
@@ -100,6 +93,22 @@ def read_mouse() -> tuple[ad.AnnData, SpatialData]:
     p2g.tl.tissue(sdata, "he", mpp=MOUSE_MPP, force=True, progress=False)
     p2g.tl.embed(sdata, "he", progress=False)
     return counts, sdata
+
+
+def put_counts(sdata: SpatialData, counts: ad.AnnData, names: list[str], halved: int | None) -> csr_array | None:
+    """Put the counts of some genes on the slide, or half of them by the seed `halved`; the other half."""
+    part = counts.X.tocsr().astype(np.int64)
+    if halved is not None:
+        part.data = np.random.default_rng([halved, 1]).binomial(part.data, 0.5)
+    table = ad.AnnData(part.astype(np.float32), obs=counts.obs.copy(), var=counts.var.copy())[:, names].copy()
+    table.obs["region"], table.obs["spot"] = "spots", np.arange(table.n_obs)
+    table.obs["region"] = table.obs["region"].astype("category")
+    if "counts" in sdata.tables:
+        del sdata.tables["counts"]
+    sdata["counts"] = TableModel.parse(table, region="spots", region_key="region", instance_key="spot")
+    if halved is None:
+        return None
+    return csr_array(counts.X.astype(np.int64) - part)[:, counts.var_names.get_indexer(names)]
 
 
 def variable_genes(counts: ad.AnnData, number: int) -> list[str]:

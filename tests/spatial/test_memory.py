@@ -39,6 +39,12 @@ def test_what_does_not_fit_is_refused_with_the_remedy():
         require_memory(1_000_000, 1251, 8, "name fewer")
 
 
+def test_maps_are_counted():
+    assert genes_that_fit(1_000_000, 8, 2_000_000) == 1000
+    with pytest.raises(MemoryError, match=r"x 1001 genes and its maps take 10.0 GB, and 10.0 GB"):
+        require_memory(1_000_000, 1001, 8, "name fewer", 2_000_000)
+
+
 def test_the_limit_ends_with_an_error():
     with pytest.raises(KeyError), memory_limit(5):
         raise KeyError

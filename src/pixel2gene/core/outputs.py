@@ -70,14 +70,14 @@ class _Piece:
     design
         (superpixels, 1 + width) ones and latents.
     counts
-        (units, genes).
+        (units, genes); None where `_Evidence.sums` has all that they say.
     panel
         (units,) the row of the panels that tells what was measured in a unit.
     """
 
     exposure: Tensor
     design: Tensor
-    counts: csr_array
+    counts: csr_array | None
     panel: Tensor
 
 
@@ -131,7 +131,10 @@ class _Evidence:
     def of_genes(self, genes: NDArray[np.intp]) -> _Evidence:
         chosen = torch.from_numpy(genes)
         return _Evidence(
-            [replace(piece, counts=csr_array(piece.counts[:, genes])) for piece in self.pieces],
+            [
+                piece if piece.counts is None else replace(piece, counts=csr_array(piece.counts[:, genes]))
+                for piece in self.pieces
+            ],
             self.bends,
             self.totals[chosen],
             self.exposure[chosen],
@@ -394,7 +397,7 @@ def _evidence(
             _Piece(
                 exposure,
                 _with_level(torch.from_numpy(latents[superpixels]).to(device)),
-                data.counts[some],
+                None if apart else data.counts[some],
                 torch.from_numpy(slide[some]).to(device),
             )
         )
@@ -550,7 +553,7 @@ def _likelihood(evidence: _Evidence, weights: Tensor, genes: Tensor) -> _State:
     for piece in evidence.pieces:
         rate = (piece.design @ single).exp_()
         measured = None if panels is None else panels[piece.panel]
-        if evidence.sums is not None:
+        if piece.counts is None:
             mean = rate.mul_(piece.exposure)
             if measured is not None:
                 mean *= measured
@@ -647,7 +650,7 @@ def _check(
         expected, most = torch.zeros(2, single.shape[1], dtype=torch.float64, device=weights.device)
         for piece in part.pieces:
             rate = (piece.design @ single).exp_()
-            if evidence.sums is None:
+            if piece.counts is not None:
                 area = torch.sparse.sum(piece.exposure, dim=1).to_dense()[:, None]
                 mean = torch.sparse.mm(piece.exposure, rate)
             else:

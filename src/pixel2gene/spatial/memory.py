@@ -30,21 +30,25 @@ def free_memory() -> float:
     return available if limit is None else min(available, limit - psutil.Process().memory_info().rss)
 
 
-def genes_that_fit(rows: int, bytes_each: int) -> int:
-    """Number of genes of which a table of so many rows fits, that takes so many bytes per value while it is made."""
-    return max(int(free_memory() // (bytes_each * max(rows, 1))), 0)
+def genes_that_fit(rows: int, bytes_each: int, map_bytes: int = 0) -> int:
+    """Number of genes of which a table of so many rows fits, that takes so many bytes per value while it is made.
+
+    `map_bytes` are those of the map of a gene, where maps are held in memory, too.
+    """
+    return max(int(free_memory() // (bytes_each * max(rows, 1) + map_bytes)), 0)
 
 
-def require_memory(rows: int, genes: int, bytes_each: int, remedy: str) -> None:
-    """Refuse a table that does not fit.
+def require_memory(rows: int, genes: int, bytes_each: int, remedy: str, map_bytes: int = 0) -> None:
+    """Refuse a table that does not fit, or its maps.
 
     Raises
     ------
     MemoryError
         Says how much it takes, how much there is, and the remedy.
     """
-    if genes > genes_that_fit(rows, bytes_each):
+    if genes > genes_that_fit(rows, bytes_each, map_bytes):
+        with_maps = " and its maps take" if map_bytes else " takes"
         raise MemoryError(
-            f"A table of {rows} x {genes} genes takes {bytes_each * rows * genes / 1e9:.1f} GB, and "
+            f"A table of {rows} x {genes} genes{with_maps} {(bytes_each * rows + map_bytes) * genes / 1e9:.1f} GB, and "
             f"{max(free_memory(), 0) / 1e9:.1f} GB of memory are free: {remedy}."
         )

@@ -36,11 +36,14 @@ from pixel2gene.spatial.modelled import (
 )
 from pixel2gene.spatial.platform import without_effects
 from pixel2gene.spatial.provenance import digests, made_by
-from pixel2gene.spatial.store import alone
+from pixel2gene.spatial.store import alone, store_of
 
 UNIT = "expected counts per unit"
 # Twelve numbers in single precision, as `benchmarks/memory.py denoise` measures.
 VALUE_BYTES = 48
+# Of a value of the map, in half precision.
+MAP_BYTES = 2
+REMEDY = "name fewer genes, set min_score=, or work on a SpatialData in a store"
 
 
 @alone
@@ -138,7 +141,9 @@ def denoise(
     model.network.to(chosen_device)
     model = model.of_genes(chosen_genes(model, genes, min_score))
     model, units, measured = measure_for_model(sdata, model, embedded, table_key, layer)
-    require_memory(len(measured.rows), len(model.genes), VALUE_BYTES, "name fewer genes, or set min_score=")
+    # Into a store, the map is written block by block.
+    map_bytes = MAP_BYTES * grid.size if store_of(sdata) is None else 0
+    require_memory(len(measured.rows), len(model.genes), VALUE_BYTES, REMEDY, map_bytes)
     data, measured = slide_measurement(model, embedded, measured, table_key, chosen_device)
 
     undisturbed = without_effects(data, measured)
