@@ -1,5 +1,7 @@
 """Rates beyond all that was measured are bounded and counted; those of sound models never are."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -15,7 +17,7 @@ from pixel2gene.core.ceiling import (
     highest_rates,
     log_ceiling,
 )
-from pixel2gene.core.ensemble import LATENT_LIMIT, Architecture, Ensemble
+from pixel2gene.core.ensemble import Architecture, Ensemble
 from pixel2gene.core.regression import Measurement, predict_latents, predict_rates
 
 CPU = torch.device("cpu")
@@ -54,6 +56,25 @@ def test_highest_rates_are_per_area_and_depth():
 def test_a_sliver_of_a_unit_does_not_lift_the_ceiling():
     counts = np.array([[1], [1], [2], [1]])
     assert highest_rates(measurement(counts, [1, 1, 1, 1e-3]))[0] == pytest.approx(2 + NOISE * np.sqrt(2) + FEW)
+
+
+def test_a_gene_that_only_shallow_units_have_is_told_by_them():
+    counts = np.zeros((100, 2))
+    counts[:, 0], counts[:10, 1] = 40, 10
+    depth = np.where(np.arange(100) < 10, 0.1, 1.0)
+    assert highest_rates(measurement(counts, 1.0, depth))[1] > 10 / 0.1
+
+
+def test_a_gene_is_told_by_the_units_that_measured_it():
+    """Of spots and bins together, the exposure of the one says nothing of the other."""
+    counts = np.zeros((60, 2))
+    counts[:40, 0], counts[40:, 1] = 100, 5
+    area = np.where(np.arange(60) < 40, 37.0, 1.0)
+    data = replace(
+        measurement(counts, area), slide=(np.arange(60) >= 40).astype(np.intp), panels=np.array([[1, 0], [0, 1]], bool)
+    )
+    spots, bins = highest_rates(data)
+    assert spots == pytest.approx((100 + NOISE * 10 + FEW) / 37) and bins == pytest.approx(5 + NOISE * 5**0.5 + FEW)
 
 
 def test_noise_does_not_reach_the_ceiling():
@@ -95,7 +116,11 @@ def test_hidden_units_are_held_on_new_slides_too(network, features):
     features[:10] = 1e6
     with torch.no_grad():
         network.weights[0].mul_(100)
-    assert predict_latents(network, features, CPU).max() <= LATENT_LIMIT
+    # Models of before were trained without.
+    assert predict_latents(network, features, CPU).max() > 20
+    held = Ensemble(replace(network.architecture, latent_limit=20.0)).eval()
+    held.load_state(network.state_dict())
+    assert predict_latents(held, features, CPU).max() == 20
 
 
 def test_the_ceiling_goes_with_the_genes(network):

@@ -135,9 +135,13 @@ def test_latents_with_tails_do_not_run_away(per_unit):
     counts = csr_array(rng.poisson(data.depth[:, None] * (data.overlap @ rate)).astype(np.float32))
     data = replace(data, counts=counts)
     evidence = evidence_of(network, data, 0, x)
-    # From weights under which the far ones overflow, too.
-    for start in (None, torch.full((GENES, 1 + WIDTH), 3.0, dtype=torch.float64)):
+    best = None
+    # From weights under which the far ones are absurd, or overflow, too.
+    for start in (None, 0.6, 1.5, 3.0):
+        start = None if start is None else torch.full((GENES, 1 + WIDTH), start, dtype=torch.float64)
         found = module._modes(evidence, prior(), start)
+        best = found.state.value if best is None else best
+        assert (found.state.value - best).abs().max() < 0.2
         assert found.converged.all()
         weights = module._with_totals(evidence, found.state)
         seen = data.fold != 0
@@ -176,23 +180,33 @@ def test_a_gene_of_one_place_is_known_to_the_member_that_did_not_see_it():
     assert whole.sum() == pytest.approx(counts[:, 2].sum(), rel=1e-2) and apart.sum() < 0.02 * counts[:, 2].sum()
 
 
-def test_no_member_learns_from_what_is_held_out_of_it(monkeypatch):
+@pytest.mark.parametrize("case", ["trained", "anew", "one gene", "reference"])
+def test_no_member_learns_from_what_is_held_out_of_it(monkeypatch, case):
     # What is left out of each has a say in one choice for all.
     monkeypatch.setattr(module, "SHARES", (0.0, 1.0))
-    monkeypatch.setattr(module, "_held_out_deviance", lambda _, outputs, *__: -outputs.var())
-    network = hidden()
-    data, _ = slide(network)
+    asked = []
+    monkeypatch.setattr(
+        module, "_held_out_deviance", lambda *_: asked.append(0) or float(len(asked) % 2 == (case != "trained"))
+    )
+    genes = 1 if case == "one gene" else GENES
+    network = hidden(genes=genes)
+    data = slide(network)[0].of_genes(np.arange(genes))
     other = data.counts.toarray()
     other[data.fold == 1] = 50
     found, changed = (
-        finished(network, replace(data, counts=csr_array(counts))).network.held_out()
+        finished(
+            network, replace(data, counts=csr_array(counts)), np.arange(genes), from_reference=case == "reference"
+        ).network.held_out()
         for counts in (data.counts.toarray(), other)
     )
     for member in range(MEMBERS):
-        same = torch.equal(found.weights[-1][member], changed.weights[-1][member])
+        same = torch.equal(found.biases[-1][member], changed.biases[-1][member])
         assert same == (member == 1)
+        assert member != 1 or torch.equal(found.weights[-1][member], changed.weights[-1][member])
     # Held-out units are predicted by these.
-    of_all = finished(network, replace(data, counts=csr_array(other))).network
+    of_all = finished(
+        network, replace(data, counts=csr_array(other)), np.arange(genes), from_reference=case == "reference"
+    ).network
     for units, mean in predict_units(of_all, data, CPU, held_out=True):
         member = data.fold[units[0]]
         np.testing.assert_allclose(mean, member_totals(changed, data)[member, units], rtol=1e-4)
@@ -256,10 +270,12 @@ def test_a_gene_without_counts_has_a_small_finite_rate():
     data, _ = slide(network)
     counts = data.counts.toarray()
     counts[:, 3] = 0
-    fitted = finished(network, replace(data, counts=csr_array(counts))).network
+    found = finished(network, replace(data, counts=csr_array(counts)))
+    fitted = found.network
     with torch.inference_mode():
         rate = fitted.rates(torch.from_numpy(data.features))[..., 3]
     assert torch.isfinite(rate).all() and rate.sum(dim=1).max() < 1.5
+    assert found.complaint([str(i) for i in range(GENES)]) is None
 
 
 def test_outputs_that_predict_held_out_units_better_are_kept(monkeypatch):
@@ -301,6 +317,7 @@ def test_leading_genes_have_the_most_counts():
     counts = csr_array(np.array([[0, 5, 1, 2], [0, 5, 1, 2]], np.float32))
     assert leading_genes(counts, 2).tolist() == [1, 3]
     assert leading_genes(counts, 9).tolist() == [0, 1, 2, 3]
+    assert leading_genes(counts, 1).tolist() == [1, 3]
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from pixel2gene.core.regression import SCORING_RATES, Measurement
 NOISE, FEW = 4.0, 8.0
 # Units of less depth and area than this share of the median one tell little, and are not asked.
 LEAST_EXPOSURE = 0.25
+SMALLEST_EXPOSURE = 1e-6
 # A place may have so many times the rate of the richest unit: tissue is finer than spots are.
 MARGIN = 10.0
 # The same over the mean count of a unit, where nothing more is known of what was measured.
@@ -24,14 +25,30 @@ REMEDY = "Do not use these places; if they are many, fit the model again."
 
 
 def highest_rates(data: Measurement) -> NDArray[np.float64]:
-    """(genes,) highest rate per superpixel that the counts of a unit allow, at a depth of 1."""
-    exposure = data.area * data.depth
-    told = np.flatnonzero(exposure >= LEAST_EXPOSURE * np.median(exposure))
-    counts = data.counts[told].tocoo()
-    allowed = (counts.data + NOISE * np.sqrt(counts.data)) / exposure[told[counts.row]]
+    """(genes,) highest rate per superpixel that the counts of a unit allow, at a depth of 1.
+
+    Each gene by the units that measured it. Those of little depth and area tell little, unless they have most of its
+    counts.
+    """
+    exposure = np.maximum(data.area * data.depth, SMALLEST_EXPOSURE)
+    slide = np.zeros(len(exposure), np.intp) if data.slide is None else data.slide
+    panels = np.ones((1, data.counts.shape[1]), bool) if data.panels is None else data.panels
     highest = np.zeros(data.counts.shape[1])
-    np.maximum.at(highest, counts.col, allowed)
-    return highest + FEW / float(np.median(exposure))
+    for panel in np.unique(panels.T, axis=0):
+        genes, units = np.flatnonzero((panels.T == panel).all(axis=1)), np.flatnonzero(panel[slide])
+        if len(units) == 0:
+            continue
+        counts, typical = data.counts[units][:, genes].tocoo(), float(np.median(exposure[units]))
+        own = exposure[units][counts.row]
+        told = own >= LEAST_EXPOSURE * typical
+        of_told = np.bincount(counts.col[told], counts.data[told], len(genes))
+        enough = of_told >= np.asarray(counts.sum(axis=0)).ravel() / 2
+        used = told | ~enough[counts.col]
+        allowed = (counts.data + NOISE * np.sqrt(counts.data) + FEW * ~enough[counts.col]) / own
+        found = np.zeros(len(genes))
+        np.maximum.at(found, counts.col[used], allowed[used])
+        highest[genes] = found + FEW / typical
+    return highest
 
 
 def log_ceiling(highest: NDArray[np.floating]) -> Tensor:
@@ -72,7 +89,7 @@ def count_bounded(
 def count_bounded_of_farthest(head: Ensemble, latents: NDArray[np.float32]) -> NDArray[np.int64]:
     """(genes,) as `count_bounded`, of the superpixels with the largest outputs alone, `FARTHEST` of each member.
 
-    For where a look at all genes of all superpixels would take as long as a map of them.
+    For where a look at all genes of all superpixels would take as long as a map of them: there may be more.
 
     Parameters
     ----------

@@ -15,10 +15,8 @@ from torch import Tensor, nn
 
 from pixel2gene.core.moments import moments
 
-# Standardised features beyond this many standard deviations are cut, so that unseen colours cannot run away in exp();
-# so are last hidden units beyond what all but a few of a whole slide have.
+# Standardised features beyond this many standard deviations are cut, so that unseen colours cannot run away in exp().
 FEATURE_LIMIT = 6.0
-LATENT_LIMIT = 20.0
 SMALLEST_SD = 1e-3
 # Of the embedding, of which more than that is not held in double precision.
 ROWS = 4_096
@@ -42,6 +40,8 @@ class Architecture:
     link
         From outputs to rates: ``"exp"``, with SiLU units; or ``"elu"``, ELU + 0.01 with LeakyReLU units, where a scale
         and an offset per gene follow.
+    latent_limit
+        At which last hidden units are cut, in training too; None of models that were trained without.
     """
 
     members: int
@@ -51,6 +51,7 @@ class Architecture:
     dropout: float
     input_dropout: float
     link: str = "exp"
+    latent_limit: float | None = None
 
 
 class Ensemble(nn.Module):
@@ -221,8 +222,8 @@ class Ensemble(nn.Module):
     def _hidden(self, x: Tensor, layers: list[tuple[Tensor, Tensor]]) -> Tensor:
         for weight, bias in layers:
             x = self._activate(torch.matmul(x, weight) + bias)
-            if weight is layers[-1][0] and self.architecture.link == "exp":
-                x = x.clamp_max(LATENT_LIMIT)
+            if weight is layers[-1][0] and self.architecture.latent_limit is not None:
+                x = x.clamp_max(self.architecture.latent_limit)
             x = self._dropout(x, self.architecture.dropout)
         return x
 

@@ -35,12 +35,19 @@ STEPS, FARTHEST = 100, 2.0
 GAIN, ROUNDING = 2e-3, 1e-7
 # A step that lowers the posterior is taken again, so much shorter; the next one after one that does not may be longer.
 SHORTER, LONGER = 0.25, 1.5
+# Weights that expect so many times the counts are no start.
+ABSURD = 10.0
+# Of a step that has to be this short, a gain that is as small says nothing.
+SHORTEST = 2e-3
 # Units, and their superpixels, that tell how the likelihood bends, at most. Its slope is that of all.
 BEND_UNITS, BEND_SUPERPIXELS = 2**13, 2**17
+LEAST_BEND_UNITS = 2**9
 # Turns in which weights come to agree with their distribution.
 TURNS = 4
 # What a sound member expects of the counts of a gene may be off by so much, and by so much over the highest count.
 LARGEST_OFF, LARGEST_PEAK = 0.02, 5.0
+# What a gene of few counts may be expected to have, after a reference, in relation to its counts and half of one.
+LEVEL_OF_REFERENCE = 50.0
 # Of outputs fitted anew, between those and the ones that were trained.
 SHARES = (0.0, 0.5, 1.0)
 # Of outputs fitted to what a member saw, in those that predict, of a gene of whose counts it saw its share.
@@ -49,6 +56,7 @@ OF_SEEN = 0.5
 WIDER = 4.0
 # How well the level of a gene is known beforehand.
 LEVEL_PRECISION = 0.1
+SMALLEST_AREA = 1e-6
 
 
 @dataclass(frozen=True)
@@ -239,6 +247,7 @@ def finish(
     seed: int,
     *,
     from_reference: bool = False,
+    log_ceilings: Tensor | None = None,
 ) -> Finished:
     """Fit the output layer to all genes, the hidden layers as they are.
 
@@ -272,6 +281,8 @@ def finish(
         Of the units looked at.
     from_reference
         Whether training started from a reference.
+    log_ceilings
+        (leading genes,) log of the highest rates that the reference believes, -inf for genes that it lacks.
     """
     genes, members = data.counts.shape[1], network.architecture.members
     trained, lead_of = _outputs_of(network), data.of_genes(lead)
@@ -304,14 +315,21 @@ def finish(
     held_out[:, lead] = candidates[best]
     share_seen = _share_seen(data, seen)
     highest, converged = highest_rates(data), np.ones(genes, bool)
+    ceiling = log_ceiling(highest)
+    if log_ceilings is not None:
+        ceiling[lead] = torch.maximum(ceiling[lead], log_ceilings.cpu())
     level, peak = np.empty((2, members, genes))
     for member in range(members):
         evidence = _evidence(latents[member], data, np.arange(len(data.fold)), device, seed)
-        of_all = held_out[member].to(device)
+        of_all = held_out[member].to(device, copy=True)
         if learn and (shares[best] > 0 or len(lead) < genes):
             modes, prior = found[member]
             modes = _modes(evidence, prior, modes.state.weights)
-            converged &= (modes.converged & found[member][0].converged).cpu().numpy()
+            reached = (modes.converged & found[member][0].converged).cpu().numpy()
+            if shares[best] == 0:
+                # Theirs are not used.
+                reached[lead] = True
+            converged &= reached
             of_all = modes.state.weights.clone()
         if shares[best] < 1:
             kept = _at_level(evidence.of_genes(lead), trained[member].to(device), from_reference)
@@ -321,13 +339,14 @@ def finish(
         if from_reference:
             levelled[lead] = between[lead]
         whole[member] = levelled.cpu()
-        level[member], peak[member] = _check(evidence, whole[member].to(device), highest)
+        level[member], peak[member] = _check(evidence, whole[member].to(device), highest, ceiling.to(device))
         if from_reference:
             # What few counts say of the levels of its genes, the reference outweighs.
-            level[member, lead] = np.where(np.isfinite(level[member, lead]), 1.0, np.nan)
+            near = np.abs(np.log(level[member, lead])) < np.log(LEVEL_OF_REFERENCE)
+            level[member, lead] = np.where(near, 1.0, level[member, lead])
     finished = _with_outputs(network, whole)
     finished.hold_out(_with_outputs(network, held_out))
-    finished.log_ceiling = log_ceiling(highest)
+    finished.log_ceiling = ceiling
     return Finished(finished.to(device).eval(), converged, level, peak)
 
 
@@ -345,9 +364,9 @@ def _gene_chunks(genes: int) -> list[NDArray[np.intp]]:
 
 
 def leading_genes(counts: csr_array, most: int) -> NDArray[np.intp]:
-    """Positions of at most so many genes, those with the most counts."""
+    """Positions of at most so many genes, those with the most counts; of two, since one tells nothing of the others."""
     totals = np.asarray(counts.sum(axis=0)).ravel()
-    return np.sort(np.argsort(-totals, kind="stable")[:most])
+    return np.sort(np.argsort(-totals, kind="stable")[: max(most, 2)])
 
 
 def _held_out_deviance(
@@ -385,7 +404,7 @@ def _evidence(
     panels = np.ones((1, data.counts.shape[1])) if data.panels is None else data.panels.astype(np.float64)
     exposed = csr_array(diags_array(data.depth) @ data.overlap).astype(np.float32)
     covered = exposed[units].indices
-    apart = len(covered) == len(units) == len(np.unique(covered))
+    apart = bool((np.diff(exposed.indptr)[units] == 1).all()) and len(covered) == len(np.unique(covered))
     parts = []
     for some in pieces(data.overlap, units, GENES, RATES):
         exposure, superpixels = sparse_overlap(exposed[some], device)
@@ -433,7 +452,7 @@ def _bends(
     mean = np.asarray(exposed[units] @ latents) / np.maximum(exposed[units].sum(axis=1), 1e-12)[:, None]
     off = mean - mean.mean(axis=0)
     leverage = np.einsum("uw,wv,uv->u", off, np.linalg.pinv(off.T @ off, hermitian=True), off) + 1e-12
-    number = min(BEND_UNITS, BEND_SUPERPIXELS / size.mean())
+    number = min(BEND_UNITS, max(BEND_SUPERPIXELS / size.mean(), LEAST_BEND_UNITS))
     share = np.minimum(number / 2 * (1 / len(units) + leverage / leverage.sum()), 1)
     drawn = rng.random(len(units)) < share if number < len(units) else share > 0
     stands_for = np.where(number < len(units), 1 / share, 1.0)
@@ -514,20 +533,21 @@ def _newton(evidence: _Evidence, prior: _Prior, start: _State | Tensor | None) -
     active = torch.arange(len(level), device=level.device)
     if not isinstance(start, _State):
         start = _likelihood(evidence, centre if start is None else start, active)
-    if not bool(start.value.isfinite().all()):
-        sound = torch.where(start.value.isfinite()[:, None], start.weights, centre)
-        start = _likelihood(evidence, sound, active)
+    sound = start.value.isfinite() & (start.expected < ABSURD * (evidence.totals + 1))
+    if not bool(sound.all()):
+        start = _likelihood(evidence, torch.where(sound[:, None], start.weights, centre), active)
     found = _State(*(value.clone() for value in vars(start).values()))
     information = torch.empty(len(level), size, size, dtype=torch.float64, device=level.device)
     length = torch.ones_like(level)
-    rounding = ROUNDING * (evidence.totals + found.value.abs())
     for _ in range(STEPS):
+        rounding = ROUNDING * (evidence.totals + found.value.abs())
         information[active] = _information(evidence, found.weights[active], active) + precision
         before, pull = log_prior(found.weights[active], active)
         slope = found.slope[active] + pull
         step = torch.linalg.solve(information[active], slope[..., None])[..., 0]
-        gain = (step * slope).sum(dim=1) / 2 * length[active]
-        going = gain > GAIN + rounding[active]
+        gain = (step * slope).sum(dim=1) / 2 * length[active].clamp_min(SHORTEST)
+        # What is not a number has not ended.
+        going = ~(gain <= GAIN + rounding[active])
         active, step, before = active[going], step[going], before[going]
         if len(active) == 0:
             break
@@ -542,7 +562,9 @@ def _newton(evidence: _Evidence, prior: _Prior, start: _State | Tensor | None) -
             values[active[better]] = new[better]
     converged = torch.ones(len(level), dtype=torch.bool, device=level.device)
     converged[active] = False
-    return _Modes(found, torch.linalg.inv(information)[:, 1:, 1:].mean(dim=0), converged)
+    converged &= found.value.isfinite() & information.flatten(1).isfinite().all(dim=1)
+    known = information[converged] if bool(converged.any()) else precision[None]
+    return _Modes(found, torch.linalg.inv(known)[:, 1:, 1:].mean(dim=0), converged)
 
 
 def _likelihood(evidence: _Evidence, weights: Tensor, genes: Tensor) -> _State:
@@ -640,16 +662,19 @@ def _with_totals(evidence: _Evidence, state: _State, from_reference: bool = Fals
 
 
 def _check(
-    evidence: _Evidence, weights: Tensor, highest: NDArray[np.float64]
+    evidence: _Evidence, weights: Tensor, highest: NDArray[np.float64], ceiling: Tensor
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """What is expected of each gene in all units in relation to its counts, and in the richest to the `highest`."""
+    """What is expected of each gene in all units in relation to its counts, and in the richest to the `highest`.
+
+    Half a count more or less is none.
+    """
     level, peak = np.empty((2, len(weights)))
     for some in _gene_chunks(len(weights)):
         part, single = evidence.of_genes(some), weights[some].float().T
         panels = _panels(part, torch.arange(single.shape[1], device=weights.device))
         expected, most = torch.zeros(2, single.shape[1], dtype=torch.float64, device=weights.device)
         for piece in part.pieces:
-            rate = (piece.design @ single).exp_()
+            rate = torch.minimum(piece.design @ single, ceiling[torch.from_numpy(some).to(ceiling.device)]).exp_()
             if piece.counts is not None:
                 area = torch.sparse.sum(piece.exposure, dim=1).to_dense()[:, None]
                 mean = torch.sparse.mm(piece.exposure, rate)
@@ -658,8 +683,10 @@ def _check(
             if panels is not None:
                 mean *= panels[piece.panel]
             expected += mean.sum(dim=0).double()
-            most = torch.maximum(most, (mean / area).amax(dim=0).double())
-        level[some] = ((expected + EMPTY_GENE_COUNTS) / (part.totals + EMPTY_GENE_COUNTS)).cpu().numpy()
+            most = torch.maximum(most, (mean / area.clamp_min(SMALLEST_AREA)).amax(dim=0).double())
+        off = expected - part.totals
+        off = off.sign() * (off.abs() - EMPTY_GENE_COUNTS).clamp_min(0)
+        level[some] = (1 + off / part.totals.clamp_min(EMPTY_GENE_COUNTS)).cpu().numpy()
         peak[some] = most.cpu().numpy() / highest[some]
     return level, peak
 

@@ -26,6 +26,8 @@ LATENT_ROWS = 4_096
 Pull = tuple[Tensor, Tensor, Tensor]
 CHECK_SUPERPIXELS = 32
 EMPTY_GENE_COUNTS = 0.5
+# Last hidden units beyond this, which is what all but a few superpixels of a whole slide have, are cut.
+LATENT_LIMIT = 20.0
 # A gene of fewer counts than this has, at first, the level that the reference and the depth of the data say.
 LEVEL_COUNTS = 10.0
 
@@ -247,6 +249,14 @@ class Reference:
     network: Ensemble
     genes: NDArray[np.intp]
 
+    def log_ceilings(self) -> Tensor | None:
+        """(genes,) log of the highest rates that it believes, -inf of those that it lacks; None if it has none."""
+        own = self.network.log_ceiling
+        if own is None:
+            return None
+        known = torch.from_numpy(self.genes)
+        return torch.where(known >= 0, own.cpu()[known], -torch.inf)
+
 
 def fit_ensemble(
     data: Measurement,
@@ -420,7 +430,7 @@ def predict_latents(
     members, width = network.architecture.members, network.architecture.hidden[-1]
     rows = np.arange(len(features)) if rows is None else rows
     latents = np.empty((members, len(rows), width), np.float32)
-    with torch.inference_mode(), quick_products():
+    with torch.inference_mode():
         for start in range(0, len(rows), LATENT_ROWS):
             some = slice(start, start + LATENT_ROWS)
             latents[:, some] = network.latent(torch.from_numpy(features[rows[some]]).to(device)).cpu().numpy()
@@ -491,7 +501,17 @@ def thin_rows(overlap: csr_array, keep: int, rng: np.random.Generator) -> csr_ar
 def _initial(data: Measurement, recipe: Recipe) -> Ensemble:
     """Every member starts from the mean rate of each gene over the units that it may see."""
     channels, genes = data.features.shape[1], data.counts.shape[1]
-    network = Ensemble(Architecture(recipe.folds, channels, genes, recipe.hidden, recipe.dropout, recipe.input_dropout))
+    network = Ensemble(
+        Architecture(
+            recipe.folds,
+            channels,
+            genes,
+            recipe.hidden,
+            recipe.dropout,
+            recipe.input_dropout,
+            latent_limit=LATENT_LIMIT,
+        )
+    )
     network.standardise_by(data.features)
     exposure = data.area * data.depth
     with torch.no_grad():

@@ -57,9 +57,11 @@ class DenoisedMap:
     def raster(self) -> da.Array:
         """(genes, rows, columns) float16 expected counts per superpixel, lazy, NaN elsewhere."""
         number, most = self.result.mean.shape[1], RASTER_CHUNKS[0]
+        # One for all blocks, which a worker is sent once.
+        shared, plane = delayed(self, traverse=False), delayed(DenoisedMap._plane)
         planes = [
             da.from_delayed(
-                delayed(self._plane)(slice(first, min(first + most, number))),
+                plane(shared, slice(first, min(first + most, number))),
                 (min(most, number - first), *self.grid.shape),
                 dtype=np.float16,
             )
@@ -69,7 +71,7 @@ class DenoisedMap:
         return raster
 
     def bounded(self) -> NDArray[np.int64]:
-        """(genes,) at how many of the superpixels with the most unusual outputs a rate was bounded."""
+        """(genes,) at how many of the superpixels with the largest outputs a rate was bounded."""
         return count_bounded_of_farthest(self.head, self.latents)
 
     def _plane(self, genes: slice) -> NDArray[np.float16]:
@@ -78,12 +80,11 @@ class DenoisedMap:
         under = self.overlap.shape[1]
         correction = self.result.mean[:, genes] / np.maximum(self.overlap @ rate[:under], SMALLEST)
         share = np.asarray(self.overlap.sum(axis=0)).ravel()[:, None]
-        values = np.concatenate(
-            [
-                rate[:under] * (self.overlap.T @ correction) / share,
-                self.result.elsewhere.at(self.grid.centres[self.superpixels[under:]], rate[under:] * self.depth, genes),
-            ]
-        )
+        values = rate[:under] * (self.overlap.T @ correction) / share
+        if len(self.superpixels) > under:
+            centres = self.grid.centres[self.superpixels[under:]]
+            between = self.result.elsewhere.at(centres, rate[under:] * self.depth, genes)
+            values = np.concatenate([values, between])
         plane = np.full((values.shape[1], self.grid.size), np.nan, np.float16)
         plane[:, self.superpixels] = values.T
         return plane.reshape(-1, *self.grid.shape)

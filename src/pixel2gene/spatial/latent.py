@@ -27,6 +27,8 @@ from pixel2gene.spatial.geometry import get_element, raster_levels
 from pixel2gene.spatial.grid import Grid
 
 LATENT_SIDE = 128
+# Asked at once, whether their rates are bounded.
+GENES = 1024
 # Rates of members at once: as many as the cache of a core holds.
 RATES = 2**18
 
@@ -111,7 +113,8 @@ def lazy_trust(embedded: Embedded, familiarity: Familiarity, network: Ensemble, 
             beyond = torch.zeros(len(raw), dtype=torch.bool, device=device)
             if network.log_ceiling is not None:
                 far = farthest(network, network.latent(features)).unique()
-                beyond[far] = network.beyond(network(features[far])).any(dim=1)
+                for genes in torch.arange(network.architecture.genes, device=device).split(GENES):
+                    beyond[far] |= network.beyond(network(features[far], genes=genes), genes).any(dim=1)
         return np.stack([familiarity.trust(raw), beyond.cpu().numpy()], axis=1).astype(np.float16)
 
     return _of_tissue(embedded, checks, 2)

@@ -131,7 +131,16 @@ def train(
         lead = leading_genes(data.counts, chosen.lead_genes)
         start = None if reference is None else _start(reference, [names[gene] for gene in lead])
         network, history = fit_ensemble(data.of_genes(lead), chosen, chosen_device, seed, progress, start)
-        finished = finish(network, lead, data, chosen, chosen_device, seed, from_reference=start is not None)
+        finished = finish(
+            network,
+            lead,
+            data,
+            chosen,
+            chosen_device,
+            seed,
+            from_reference=start is not None,
+            log_ceilings=None if start is None else start.log_ceilings(),
+        )
         return finished.network, history, finished
 
     data = _joined(parts, panels)
