@@ -97,6 +97,21 @@ def test_the_card_names_the_recipe(model, tmp_path, kind):
     assert name == {Recipe: "default", PaperRecipe: "paper"}[kind]
 
 
+def test_models_of_the_format_before_are_bounded(model, saved):
+    assert Model.load(saved).network.log_ceiling is None
+    edit(saved, lambda card: card.update(format=2))
+    ceiling = Model.load(saved).network.log_ceiling
+    np.testing.assert_allclose(ceiling[:2].exp(), [1.5e4, 0.25e4], rtol=1e-5)
+    assert torch.isfinite(ceiling).all()
+
+
+def test_outputs_of_another_number_of_genes_are_refused(model, tmp_path):
+    model.network.log_ceiling = torch.zeros(2)
+    model.save(tmp_path / "m.p2g")
+    with pytest.raises(ValueError, match="not as many outputs for held-out units or highest rates"):
+        Model.load(tmp_path / "m.p2g")
+
+
 def test_models_of_another_format_are_refused(saved):
     edit(saved, lambda card: card.update(format=1))
     with pytest.raises(ValueError, match=f"it has format 1, this version of pixel2gene reads {FORMAT}: fit it again"):

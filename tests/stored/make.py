@@ -23,6 +23,8 @@ def features() -> torch.Tensor:
 def main() -> None:
     """Write the model and what it predicts."""
     network = Ensemble(Architecture(2, 8, 3, (6, 4), 0.1, 0.2), torch.Generator().manual_seed(0)).eval()
+    network.hold_out(Ensemble(network.architecture, torch.Generator().manual_seed(1)))
+    network.log_ceiling = torch.tensor([0.1, 2.0, 3.0])
     scores = pd.DataFrame(
         {"pearson": [0.5, 0.25, np.nan], "misfit": 0.1, "dispersion": 0.2}, pd.Index(GENES, name="gene")
     )
