@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array, diags_array
 from torch import Tensor
 
-from pixel2gene.core.ceiling import highest_rates, log_ceiling
+from pixel2gene.core.ceiling import MARGIN, highest_rates, log_ceiling
 from pixel2gene.core.ensemble import OPTIONAL, Ensemble
 from pixel2gene.core.regression import (
     EMPTY_GENE_COUNTS,
@@ -314,8 +314,7 @@ def finish(
         best = int(np.nanargmin(deviance)) if np.isfinite(deviance).any() else 0
     held_out[:, lead] = candidates[best]
     share_seen = _share_seen(data, seen)
-    highest, converged = highest_rates(data), np.ones(genes, bool)
-    ceiling = log_ceiling(highest)
+    ceiling, converged = log_ceiling(highest_rates(data)), np.ones(genes, bool)
     if log_ceilings is not None:
         ceiling[lead] = torch.maximum(ceiling[lead], log_ceilings.cpu())
     level, peak = np.empty((2, members, genes))
@@ -339,7 +338,7 @@ def finish(
         if from_reference:
             levelled[lead] = between[lead]
         whole[member] = levelled.cpu()
-        level[member], peak[member] = _check(evidence, whole[member].to(device), highest, ceiling.to(device))
+        level[member], peak[member] = _check(evidence, whole[member].to(device), ceiling.to(device))
         if from_reference:
             # What few counts say of the levels of its genes, the reference outweighs.
             near = np.abs(np.log(level[member, lead])) < np.log(LEVEL_OF_REFERENCE)
@@ -661,10 +660,8 @@ def _with_totals(evidence: _Evidence, state: _State, from_reference: bool = Fals
     return torch.cat([state.weights[:, :1] + levels[:, None], state.weights[:, 1:]], dim=1)
 
 
-def _check(
-    evidence: _Evidence, weights: Tensor, highest: NDArray[np.float64], ceiling: Tensor
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """What is expected of each gene in all units in relation to its counts, and in the richest to the `highest`.
+def _check(evidence: _Evidence, weights: Tensor, ceiling: Tensor) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """What is expected of each gene in all units in relation to its counts, and in the richest to the highest rate.
 
     Half a count more or less is none.
     """
@@ -687,7 +684,7 @@ def _check(
         off = expected - part.totals
         off = off.sign() * (off.abs() - EMPTY_GENE_COUNTS).clamp_min(0)
         level[some] = (1 + off / part.totals.clamp_min(EMPTY_GENE_COUNTS)).cpu().numpy()
-        peak[some] = most.cpu().numpy() / highest[some]
+        peak[some] = (most * MARGIN / ceiling[torch.from_numpy(some).to(ceiling.device)].double().exp()).cpu().numpy()
     return level, peak
 
 
