@@ -125,7 +125,7 @@ class Ensemble(nn.Module):
 
     def optional(self) -> list[Tensor | None]:
         """What not every ensemble has, genes last."""
-        return [self.held_out_weight, self.held_out_bias, self.log_ceiling]
+        return [getattr(self, name) for name in sorted(OPTIONAL)]
 
     def hold_out(self, other: Ensemble) -> None:
         """Predict what was held out of a member by the last layer of another network from now on."""

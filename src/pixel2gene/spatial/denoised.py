@@ -128,8 +128,7 @@ def denoised_map(
         Where the network is.
     """
     under = np.flatnonzero(np.asarray(undisturbed.overlap.sum(axis=0)).ravel() > 0)
-    gaps = np.setdiff1d(gaps_between(measured, grid), under)
-    used = np.concatenate([under, gaps])
+    used = np.concatenate([under, gaps_between(measured, grid)])
     return DenoisedMap(
         network.head().cpu(),
         predict_latents(network, undisturbed.features, device, used),

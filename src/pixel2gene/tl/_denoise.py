@@ -120,6 +120,12 @@ def denoise(
     MemoryError
         If the result does not fit into the memory that is free.
 
+    Warns
+    -----
+    UserWarning
+        If rates that the H&E lets expect are far beyond all that was measured in training. They are bounded there, and
+        ``uns["pixel2gene"]["bounded"]`` is their number, at least.
+
     Examples
     --------
     >>> p2g.tl.denoise(sdata, model, progress=False)

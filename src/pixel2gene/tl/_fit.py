@@ -94,6 +94,12 @@ def fit(
         or there are fewer spatial blocks than folds; or if the reference is of another encoder, of the recipe
         ``"paper"``, of none of the genes, or was trained on one of the slides.
 
+    Warns
+    -----
+    UserWarning
+        If the model is not sound: a member does not expect as many counts of a gene as there are, or far more than any
+        unit has, or its outputs did not converge. It is also in ``model.fitted["complaint"]``.
+
     Examples
     --------
     >>> model = p2g.tl.fit(sdata, "counts", image_key="he", progress=False)

@@ -120,6 +120,12 @@ def predict(
     MemoryError
         If the table does not fit into the memory that is free.
 
+    Warns
+    -----
+    UserWarning
+        If predicted rates are far beyond all that was measured in training. They are bounded there, and
+        ``uns["pixel2gene"]["bounded"]`` is their number; with `lazy` that of superpixels, at least.
+
     Examples
     --------
     >>> p2g.tl.predict(sdata, model, genes=model.genes[:3], progress=False)
